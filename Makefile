@@ -1,0 +1,33 @@
+# The few commands that matter. Each makes its own virtual environment in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench soak clean
+
+demo: $(READY)  ## five nodes evaluate a program together; one is killed in mid-run
+	$(BIN)/python -m examples.demo
+
+test: lint  ## everything, on 2 cores in a few minutes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## each figure with its anchor beside it in the same run
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	$(BIN)/python -m benchmarks
+
+soak: $(READY)  ## long, bounded runs: SEEDS=10000 make soak
+	$(BIN)/python -m pytest -m soak -n 2
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+$(READY): pyproject.toml .ci/venv
+	sh .ci/venv $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,3 @@
+"""Transport: four ZeroMQ channels between nodes, one envelope, and an in-memory twin."""
+
+__meshnode__ = True

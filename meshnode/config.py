@@ -1,0 +1,108 @@
+"""One typed configuration: defaults, TOML file, `MESHNODE_…` environment, then arguments, each over the one before."""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from meshnode.errors import ConfigError
+
+BASE_PORT = 7700
+
+
+class Config(BaseSettings):
+    """Settings of one node. Times are seconds.
+
+    port: the base port: gossip on it (UDP), the four channels on the next four, HTTP on the fifth; 0 takes free ones.
+    bind: the address to listen on. advertise: HOST or HOST:PORT that others reach us by, if it differs.
+    role: "node" works and votes; "client" joins, calls and evaluates, but runs no work and never votes.
+    data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
+
+    name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0], min_length=1, max_length=64)
+    seeds: Annotated[tuple[str, ...], NoDecode] = ()
+    bind: str = "127.0.0.1"
+    port: int = Field(BASE_PORT, ge=0, le=65530)
+    advertise: str | None = None
+    role: Literal["node", "client"] = "node"
+    tags: dict[str, str] = {}
+    app: str | None = None
+    workers: int = Field(1, ge=0, le=256)
+    worker_threads: int = Field(8, ge=1, le=256)
+    data_dir: Path | None = None
+    join_timeout_s: float = Field(30.0, gt=0)
+    leave_timeout_s: float = Field(5.0, ge=0)
+    call_timeout_s: float = Field(30.0, gt=0)
+    task_timeout_s: float = Field(120.0, gt=0)
+    gossip_profile: Literal["lan", "wan", "local"] = "lan"
+    http: bool = True
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ready_file: Path | None = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _split_seeds(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for seed in value:
+            split_address(seed)
+        return value
+
+    @classmethod
+    def load(cls, file: Path | None = None, **arguments: Any) -> Config:
+        """Read a TOML file (if given), the environment, and arguments; None among the arguments means "not given".
+
+        Raises ConfigError naming the setting, and for a file its path.
+        """
+        from_file: dict[str, Any] = {}
+        if file is not None:
+            try:
+                from_file = tomllib.loads(file.read_text())
+            except (OSError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"{file}: {error}") from None
+        given = {key: value for key, value in arguments.items() if value is not None}
+        environment = cls._from_environment()
+        return cls(**{**from_file, **environment, **given})
+
+    @classmethod
+    def _from_environment(cls) -> dict[str, Any]:
+        # Read apart so that the environment stands above the file: pydantic-settings puts all arguments above it.
+        try:
+            return cls().model_dump(exclude_unset=True)
+        except ConfigError as error:
+            raise ConfigError(f"in the environment: {error}") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """ "host:port" or "[ipv6]:port" to (host, port); raises ConfigError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{address!r} is not HOST:PORT; write for example host-a:{BASE_PORT}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """(host, port) to "host:port", with brackets round an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']} (got {first.get('input')!r})"
