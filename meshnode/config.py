@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ BASE_PORT = 7700
 class Config(BaseSettings):
     """Settings of one node. Times are seconds.
 
+    name: how people call the node; None: the host's name and the first digits of its id.
     port: the base port: gossip on it (UDP), the four channels on the next four, HTTP on the fifth; 0 takes free ones.
     bind: the address to listen on. advertise: HOST or HOST:PORT that others reach us by, if it differs.
     role: "node" works and votes; "client" joins, calls and evaluates, but runs no work and never votes.
@@ -26,7 +26,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
 
-    name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0], min_length=1, max_length=64)
+    name: str | None = Field(None, min_length=1, max_length=64)
     seeds: Annotated[tuple[str, ...], NoDecode] = ()
     bind: str = "127.0.0.1"
     port: int = Field(BASE_PORT, ge=0, le=65530)

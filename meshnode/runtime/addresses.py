@@ -1,0 +1,56 @@
+"""Which ports a node takes, and by which address others reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from meshnode.config import Config, join_address, split_address
+
+GOSSIP, HTTP = 0, 5  # offsets from the base port; the channels stand between, +1 to +4
+_ANY_SEED = ("192.0.2.1", 9)  # TEST-NET-1 (RFC 5737): only asks the routing table, nothing is sent
+
+
+def host_of(config: Config) -> str:
+    """The host that others should use: as advertised, else as bound, else the one the routing table picks."""
+    if config.advertise is not None:
+        return split_address(config.advertise)[0] if _has_port(config.advertise) else config.advertise.strip("[]")
+    if not _is_wildcard(config.bind):
+        return config.bind
+    return _outgoing_host(config.seeds, socket.AF_INET6 if ":" in config.bind else socket.AF_INET)
+
+
+def advertised_port(config: Config, offset: int, bound: int) -> int:
+    """The port that others should use for what listens on `bound`, `offset` above the base port."""
+    if config.advertise is not None and _has_port(config.advertise):
+        return split_address(config.advertise)[1] + offset
+    return bound
+
+
+def http_address(bind_host: str, port: int) -> str:
+    """ "host:port" of the HTTP server."""
+    return join_address(bind_host, port)
+
+
+def _has_port(address: str) -> bool:
+    return address.count(":") == 1 or address.rpartition("]:")[1] != ""
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host in ("", "*")
+
+
+def _outgoing_host(seeds: Sequence[str], family: socket.AddressFamily) -> str:
+    targets = [split_address(seed) for seed in seeds] or [_ANY_SEED]
+    for target in targets:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(target)
+            except OSError:
+                continue
+            return str(probe.getsockname()[0])
+    return "::1" if family is socket.AF_INET6 else "127.0.0.1"

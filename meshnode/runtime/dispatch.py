@@ -1,0 +1,178 @@
+"""From a message's type to its channel, and from what arrives to whoever answers it.
+
+Two kinds of command share the wire. Ours begin with "mesh." and carry a typed struct, encoded and validated by
+msgspec. All others are handlers that users declared with `@app.handler`; they travel on inference and carry any value
+that `meshnode.values` can pack. A responder that returns at once is answered at once: no task is made for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import CoroutineType
+from typing import Any
+
+import msgspec
+
+from channels.errors import Fault
+from channels.transport import Channel, ChannelName, Channels, FaultError, Incoming, Reply
+from meshnode.errors import MeshError, Unreachable, to_fault
+from meshnode.mesh import Caller, Event, R, Request, Responder
+from meshnode.values import pack, unpack
+
+OURS = "mesh."
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a user's handler is told: who asks, and until when (on the running loop's clock)."""
+
+    peer: str
+    deadline: float
+    trace: Mapping[str, str] | None = None
+
+
+UserHandler = Callable[[Any, Context], Any]
+
+
+class Dispatch:
+    """Sends typed messages and answers them. One per node; `attach` gives it the channels once they are open."""
+
+    def __init__(self) -> None:
+        self._responders: dict[str, Callable[[Incoming], Reply]] = {}
+        self._decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
+        self._channels: Mapping[ChannelName, Channel] = {}
+
+    def attach(self, channels: Channels) -> None:
+        """Use these channels from now on."""
+        self._channels = {name: channels[name] for name in channels.addresses}
+
+    def serve(self, kind: type[Request[Any]] | type[Event], responder: Responder) -> None:
+        """Answer a kind of message with `responder(message, caller)`."""
+        if not kind.command.startswith(OURS) or kind.command in self._responders:
+            raise AssertionError(f"{kind.command!r} must begin with {OURS!r} and be served once")
+        decode = msgspec.msgpack.Decoder(kind).decode
+
+        def answer(incoming: Incoming) -> Reply:
+            try:
+                message = decode(incoming.body)
+            except msgspec.MsgspecError as error:
+                raise FaultError(Fault("malformed", f"{incoming.command}: {error}")) from None
+            return _reply(responder, message, Caller(incoming.peer, incoming.deadline, incoming.context), _encode)
+
+        self._responders[kind.command] = answer
+
+    def serve_user(self, name: str, handler: UserHandler) -> None:
+        """Answer `call`s of a user's method with `handler(args, context)`."""
+        if name.startswith(OURS) or name in self._responders:
+            raise MeshError(f"handler {name!r}: choose a name that is not taken and does not begin with {OURS!r}")
+
+        def answer(incoming: Incoming) -> Reply:
+            args = unpack(incoming.body)
+            return _reply(handler, args, Context(incoming.peer, incoming.deadline, incoming.context), pack)
+
+        self._responders[name] = answer
+
+    def handle(self, incoming: Incoming) -> Reply:
+        """What the channels call for each request or cast that arrives."""
+        responder = self._responders.get(incoming.command)
+        if responder is None:
+            raise FaultError(Fault("unknown_command", self._unknown(incoming.command)))
+        try:
+            return responder(incoming)
+        except FaultError:
+            raise
+        except Exception as error:
+            raise FaultError(to_fault(error)) from error
+
+    def methods(self) -> list[str]:
+        """The users' handlers on this node, sorted."""
+        return sorted(name for name in self._responders if not name.startswith(OURS))
+
+    async def call(self, peer: str, method: str, args: Any, *, timeout_s: float) -> Any:
+        """Ask a peer's user handler; `args` and the answer are any values that pack."""
+        return unpack(await self._channel("inference").request(peer, method, pack(args), timeout_s=timeout_s))
+
+    async def request(self, peer: str, message: Request[R], *, timeout_s: float) -> R:
+        """Ask a peer with one of our messages."""
+        kind = type(message)
+        answer = await self._channel(kind.channel).request(peer, kind.command, _encode(message), timeout_s=timeout_s)
+        reply: R = self._decode_reply(kind, answer)
+        return reply
+
+    async def stream(self, peer: str, message: Request[R], *, timeout_s: float) -> AsyncIterator[R]:
+        """Ask a peer and iterate over its streamed reply."""
+        kind = type(message)
+        parts = self._channel(kind.channel).stream(peer, kind.command, _encode(message), timeout_s=timeout_s)
+        async for part in parts:
+            yield self._decode_reply(kind, part)
+
+    async def cast(self, peer: str, message: Event) -> None:
+        """Send without an answer, as the message's channel promises."""
+        await self._channel(message.channel).cast(peer, message.command, _encode(message))
+
+    def publish(self, message: Event) -> None:
+        """Send to all that subscribe to this kind."""
+        self._channel(message.channel).publish(message.command, _encode(message))
+
+    def subscribe(self, kind: type[Event], receive: Callable[[str, Any], None]) -> Callable[[], None]:
+        """Call `receive(peer, event)` for each event of a kind; what does not decode is dropped."""
+        decode = msgspec.msgpack.Decoder(kind).decode
+
+        def deliver(peer: str, topic: str, body: bytes) -> None:
+            if topic != kind.command:
+                return
+            try:
+                event = decode(body)
+            except msgspec.MsgspecError:
+                return
+            receive(peer, event)
+
+        return self._channel(kind.channel).subscribe(kind.command, deliver)
+
+    def _channel(self, name: ChannelName) -> Channel:
+        try:
+            return self._channels[name]
+        except KeyError:
+            raise Unreachable("the node is not started; use `async with Node(...)`") from None
+
+    def _decode_reply(self, kind: type[Request[Any]], body: bytes) -> Any:
+        decoder = self._decoders.get(kind)
+        if decoder is None:
+            decoder = self._decoders[kind] = msgspec.msgpack.Decoder(kind.reply)
+        try:
+            return decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise MeshError(
+                f"{kind.command}: the peer's answer is malformed ({error}); run one version of meshnode"
+            ) from None
+
+    def _unknown(self, command: str) -> str:
+        known = ", ".join(self.methods()) or "none"
+        return f"this node has no handler {command!r}; its handlers: {known}"
+
+
+def _reply(responder: Callable[[Any, Any], Any], message: Any, caller: Any, encode: Callable[[Any], bytes]) -> Reply:
+    answer = responder(message, caller)
+    if answer.__class__ is CoroutineType or inspect.isawaitable(answer):  # the first test is the common case, and cheap
+        return _later(answer, encode)
+    if hasattr(answer, "__aiter__"):
+        return _parts(answer, encode)
+    return encode(answer)
+
+
+async def _later(answer: Awaitable[Any], encode: Callable[[Any], bytes]) -> bytes:
+    try:
+        return encode(await answer)
+    except Exception as error:
+        raise FaultError(to_fault(error)) from error
+
+
+async def _parts(answer: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer:
+            yield encode(part)
+    except Exception as error:
+        raise FaultError(to_fault(error)) from error

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+
+import pytest
+
+from meshnode.runtime.driver import Driver
+
+
+class Counting:
+    """A core whose tick asks for one effect: its own number."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+
+    def tick(self) -> Iterable[str]:
+        self.ticks += 1
+        return [f"tick {self.ticks}"]
+
+
+def fail(error: Exception) -> None:
+    raise AssertionError(f"the driver failed: {error!r}")
+
+
+async def test_effects_are_performed_in_order_even_behind_a_slow_one() -> None:
+    done: list[str] = []
+    gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    finished = asyncio.Event()
+
+    async def persist() -> None:
+        await gate
+        done.append("persist")
+
+    def perform(effect: str) -> Awaitable[None] | None:
+        if effect == "persist":
+            return persist()
+        done.append(effect)
+        if effect == "last":
+            finished.set()
+        return None
+
+    driver = Driver(Counting(), perform, tick_s=1000, failed=fail)
+    driver.start()
+    driver.run(["first", "persist", "send"])
+    driver.run(["last"])
+    assert done == ["first"]
+    gate.set_result(None)
+    await finished.wait()
+    assert done == ["first", "persist", "send", "last"]
+    await driver.stop()
+
+
+async def test_effects_added_while_performing_come_after_those_already_queued() -> None:
+    done: list[str] = []
+
+    def perform(effect: str) -> None:
+        done.append(effect)
+        if effect == "a":
+            driver.run(["c"])
+
+    driver = Driver(Counting(), perform, tick_s=1000, failed=fail)
+    driver.start()
+    driver.run(["a", "b"])
+    assert done == ["a", "b", "c"]
+    await driver.stop()
+
+
+async def test_time_reaches_the_core_as_ticks() -> None:
+    third = asyncio.Event()
+    core = Counting()
+
+    def perform(effect: str) -> None:
+        if effect == "tick 3":
+            third.set()
+
+    driver = Driver(core, perform, tick_s=0.001, failed=fail)
+    driver.start()
+    await asyncio.wait_for(third.wait(), 10)
+    await driver.stop()
+    ticks = core.ticks
+    await asyncio.sleep(0)
+    assert core.ticks == ticks
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+async def test_a_failed_effect_stops_the_driver_and_says_so(when: str) -> None:
+    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+    done: list[str] = []
+
+    async def later() -> None:
+        raise OSError("disk full")
+
+    def perform(effect: str) -> Awaitable[None] | None:
+        if effect == "persist":
+            if when == "later":
+                return later()
+            raise OSError("disk full")
+        done.append(effect)
+        return None
+
+    driver = Driver(Counting(), perform, tick_s=1000, failed=failed.set_result)
+    driver.start()
+    driver.run(["persist", "send"])
+    assert str(await asyncio.wait_for(failed, 10)) == "disk full"
+    driver.run(["send"])
+    assert done == []
+    await driver.stop()
