@@ -1,0 +1,143 @@
+"""A mesh for blocking code: notebooks, scripts, DSPy. `connect` runs a client node on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from meshnode.config import Config
+from meshnode.errors import Closed
+from meshnode.mesh import Member
+
+if TYPE_CHECKING:
+    from meshnode.app import App
+    from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.runtime.node import Node
+
+T = TypeVar("T")
+
+
+class BlockingMesh:
+    """A client node driven from blocking code; safe to use from many threads. `with` closes it.
+
+    Each method waits for the node's loop, which runs on a thread of its own, and raises what the node raises.
+    Ctrl-C while waiting cancels the work at the node.
+    """
+
+    def __init__(self, config: Config, app: App | None = None) -> None:
+        self._closed = False
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="meshnode", daemon=True)
+        self._thread.start()
+        try:
+            self._node = self._run(_start(config, app))
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    @property
+    def me(self) -> Member:
+        """This client as others see it."""
+        return self._node.mesh.me
+
+    def members(self) -> list[Member]:
+        """All known members, sorted by name."""
+        return self._run(self._now(self._node.members))
+
+    def slots(self) -> int:
+        """How many tasks the living nodes run at once, at least 1: a good number of threads for `dspy.Evaluate`."""
+        return max(1, sum(member.slots for member in self.members() if member.state == "alive"))
+
+    def call(self, peer: str, method: str, args: Any = None, *, timeout_s: float | None = None) -> Any:
+        """Ask a user's handler on a peer, by id or name; see `Node.call`."""
+        return self._run(self._node.call(peer, method, args, timeout_s=timeout_s))
+
+    def evaluate(
+        self,
+        program: str,
+        examples: Iterable[Any] | AsyncIterator[Any] | str | Path,
+        *,
+        metric: str | Callable[..., Any] = "exact",
+        distributed: bool | Literal["auto"] = "auto",
+        on_progress: Callable[[Progress], None] | None = None,
+        **options: Any,
+    ) -> EvaluationResult:
+        """Evaluate a program over the mesh and wait for the result; see `Node.evaluate`.
+
+        `on_progress` is called on the node's thread.
+        """
+        return self._run(
+            self._node.evaluate(
+                program, examples, metric=metric, distributed=distributed, on_progress=on_progress, **options
+            )
+        )
+
+    def close(self) -> None:
+        """Leave the mesh and stop the thread; safe to call twice."""
+        if self._closed:
+            return
+        try:
+            self._run(self._node.stop())
+        finally:
+            self._closed = True
+            self._stop_loop()
+
+    def __enter__(self) -> BlockingMesh:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._closed:
+            work.close()
+            raise Closed("this mesh is closed; connect again")
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    @staticmethod
+    async def _now(read: Callable[[], T]) -> T:
+        return read()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def connect(*seeds: str, app: App | None = None, **settings: Any) -> BlockingMesh:
+    """Join a mesh as a client, by any nodes' gossip addresses, and return it for blocking use.
+
+    `settings` are those of `Config`. Raises JoinError if no seed lets us in within `join_timeout_s`.
+    """
+    return BlockingMesh(Config(**{"port": 0, "role": "client", "http": False, **settings, "seeds": seeds}), app)
+
+
+async def _start(config: Config, app: App | None) -> Node:
+    from meshnode.runtime.node import Node
+
+    node = Node(config, app=app)
+    await node.start()
+    return node
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+__all__: Sequence[str] = ["BlockingMesh", "connect"]
