@@ -36,7 +36,7 @@ class TaskReply(msgspec.Struct, array_like=True, frozen=True):
     worker: str = ""
 
 
-class RunTask(Request[TaskReply]):
+class RunTask(Request[TaskReply], array_like=True, frozen=True):
     """Run one example through a program in one of the peer's workers, and score it there if a metric is named.
 
     program: its name in the app. state: the program's state as JSON, None for as built. example: a mapping, packed.
