@@ -13,6 +13,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from meshnode.errors import MeshError
+
 LATENCY_WEIGHT = 0.2  # of the newest sample in the moving average
 FIRST_BLOCK_TICKS = 5
 LONGEST_BLOCK_TICKS = 500
@@ -45,7 +47,7 @@ class Capacity:
         self.window = 0  # invariant: 1 <= window <= full, once seen
         self.ready = False  # gossip believes it alive
         self.present = False  # a candidate at all: known, alive or suspect, has the program
-        self.incapable = ""  # why it can't run this program; asked again only when it is seen anew
+        self.incapable: MeshError | None = None  # why it can't run this program; asked again only when it is seen anew
         self.blocked_until = 0
         self.failures = 0  # in a row
         self.latency_s: float | None = None
@@ -60,7 +62,7 @@ class Capacity:
 
     def usable(self, now: int) -> bool:
         """Whether it may be given work at all, room or not."""
-        return self.ready and self.present and not self.incapable and now >= self.blocked_until
+        return self.ready and self.present and self.incapable is None and now >= self.blocked_until
 
     def open(self, now: int) -> bool:
         """Whether it may be given a task now."""

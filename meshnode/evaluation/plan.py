@@ -36,6 +36,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from meshnode.errors import MeshError, Unreachable
 from meshnode.evaluation.capacity import Capacity, choose
 
 SAMPLES = 256  # latest durations, over all nodes, from which lateness is judged
@@ -85,14 +86,14 @@ class Fail:
     index: int
     node: str
     attempts: int
-    reason: str
+    reason: MeshError
 
 
 @dataclass(frozen=True, slots=True)
 class Starved:
     """No node could be given work for `patience_ticks`; `reason` is the last failure. Add a node, or give up."""
 
-    reason: str
+    reason: MeshError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Stuck:
 
     index: int
     losses: int
-    reason: str
+    reason: MeshError
 
 
 Effect: TypeAlias = Send | Cancel | Count | Fail | Starved | Stuck
@@ -159,7 +160,7 @@ class Plan:
         self._next_call = 0
         self._durations: deque[float] = deque(maxlen=SAMPLES)
         self._idle_since = 0
-        self._reason = "there is no node"
+        self._reason: MeshError = Unreachable("there is no node to run it on")
         self.sends = 0
         self.retries = 0
         self.hedges = 0
@@ -189,7 +190,7 @@ class Plan:
         self._refresh(node)
         return self._assign()
 
-    def lose(self, name: str, reason: str) -> list[Effect]:
+    def lose(self, name: str, reason: MeshError) -> list[Effect]:
         """A node is dead, has left or dropped the program: what it held goes elsewhere."""
         node = self._nodes.pop(name, None)
         if node is None:
@@ -218,7 +219,7 @@ class Plan:
         example.calls.remove(call)
         return [*self._drop_calls(example), Count(call, example.index, node.name), *self._assign()]
 
-    def failed(self, call: int, failure: Failure, reason: str, *, retry_after_ticks: int = 0) -> list[Effect]:
+    def failed(self, call: int, failure: Failure, reason: MeshError, *, retry_after_ticks: int = 0) -> list[Effect]:
         """A call ended without a reply."""
         held = self._calls.pop(call, None)
         if held is None:
@@ -292,7 +293,7 @@ class Plan:
         else:
             self._blocked.discard(node.name)
 
-    def _lost(self, example: _Example, node: str, reason: str) -> list[Effect]:
+    def _lost(self, example: _Example, node: str, reason: MeshError) -> list[Effect]:
         """This example's call ended with its node; whether the program ran there is not known."""
         example.avoid.add(node)
         example.losses += 1
@@ -390,7 +391,7 @@ class Plan:
             self._idle_since = self._now
             return []
         # Waiting helps only if a node may open by itself: one that is suspect, or rests.
-        refusals = [node.incapable for node in self._nodes.values() if node.incapable]
+        refusals = [node.incapable for node in self._nodes.values() if node.incapable is not None]
         hopeless = bool(refusals) and len(refusals) == len(self._nodes)
         if self._now - self._idle_since < self._limits.patience_ticks and not hopeless:
             return []
