@@ -1,0 +1,321 @@
+"""The write-ahead log of one node: what Raft must not forget, on disk before anyone is told.
+
+    log, recovered = open_log(directory, mesh_id, node_id)
+    log.append([(index, term, kind, data), …])        # buffered; replaces entries from that index on
+    log.set_hard_state(term, voted_for)               # buffered
+    await log.sync()                                  # all of the above is on disk, for good
+    await log.compact(snapshot_index)                 # whole segments below it are removed
+    await log.close()
+
+What is promised
+    An awaited `sync` means: after a crash of process or machine, `open_log` returns everything appended before it.
+    What was appended but not synced is there whole, in order, up to some point, or not at all.
+    A torn tail is cut off and reported; damage elsewhere is refused and nothing is changed (wal_format.py says how
+    they are told apart).
+
+Group commit
+    One write is under way at a time, in the log's own thread: encode, one system call that writes and syncs, done.
+    All that is appended meanwhile goes out in the next write, as one frame with one checksum. So under load a write
+    carries what hundreds of callers appended, and its cost is shared; an idle log writes at once.
+
+Failure
+    After any failed write or sync the log is failed: every waiting and later call raises the same LogFailed, and the
+    sync is not tried again (wal_errors.py says why). Opening the log anew finds out what is on disk.
+
+A slow disk shows in `statistics()` (a histogram of sync times) and, while it hangs, in `sync_age_s()`: a leader whose
+disk hangs should step down, for its heartbeats alone prove nothing (hashicorp/raft #503).
+
+Not promised: replication (that is what Raft is for), encryption, sharing a directory between processes (it is locked).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import structlog
+
+from meshnode.errors import Closed
+from meshnode.runtime.wal_directory import DirectoryLock
+from meshnode.runtime.wal_disk import Disk, OsDisk
+from meshnode.runtime.wal_errors import LogDamaged, StorageError, failed, unusable
+from meshnode.runtime.wal_files import LogFiles
+from meshnode.runtime.wal_format import Batch, Entry, HardState
+from meshnode.runtime.wal_recovery import Recovered, recover
+from meshnode.runtime.wal_statistics import Durations
+
+logger = structlog.get_logger("meshnode.wal")
+
+SEGMENT_BYTES = 16 << 20
+
+
+def open_log(
+    directory: Path,
+    mesh_id: str,
+    node_id: str,
+    *,
+    snapshot_index: int = 0,
+    segment_bytes: int = SEGMENT_BYTES,
+    disk: Disk | None = None,
+) -> tuple[Log, Recovered]:
+    """Lock the directory, read the log back, cut a torn tail off. Blocks; call it before the node serves.
+
+    `snapshot_index` is that of the newest snapshot (0: none): entries up to it are not returned, a log that ends
+    below it (a crash between saving a leader's snapshot and `begin_at`) begins anew behind it, and one that begins
+    above it has a hole, which is damage.
+    Raises DirectoryUnusable, DirectoryInUse, ForeignDirectory, LogDamaged, StorageFull, LogFailed.
+    """
+    disk = OsDisk() if disk is None else disk
+    lock = DirectoryLock(directory)
+    try:
+        recovered = recover(disk, directory, (mesh_id, node_id))
+        if recovered.first_index > snapshot_index + 1:
+            raise LogDamaged(
+                recovered.segments[0].path,
+                0,
+                f"the log begins at entry {recovered.first_index}, the snapshot ends at {snapshot_index}",
+            )
+        behind = recovered.segments and recovered.next_index <= snapshot_index
+        recovered.forget_up_to(snapshot_index)
+        try:
+            files = LogFiles(disk, directory, (mesh_id, node_id), recovered, segment_bytes)
+            if behind:
+                files.write(Batch(None, snapshot_index + 1, [], None))
+        except PermissionError as error:
+            raise unusable(directory, error) from None
+        except OSError as error:
+            raise failed(directory, error) from None
+    except BaseException:
+        lock.release()
+        raise
+    if recovered.torn is not None:
+        torn = recovered.torn
+        logger.warning(
+            "torn tail of the log cut off",
+            file=str(torn.file),
+            offset=torn.offset,
+            bytes_cut=torn.bytes_cut,
+            reason=torn.reason,
+        )
+    return Log(files, lock, recovered), recovered
+
+
+class Log:
+    """An open log; made by `open_log`. Its methods belong to one event loop; only `sync` and below wait.
+
+    Invariants: durable_index <= last_index; a batch in flight ends where the buffer begins.
+    """
+
+    def __init__(self, files: LogFiles, lock: DirectoryLock, recovered: Recovered) -> None:
+        self._files = files
+        self._lock = lock
+        self._failure: StorageError | None = None
+        self._closed = False
+        # The buffer, already reduced to what a batch holds: see `Batch` for the order.
+        self._void_from: int | None = None
+        self._begin_at: int | None = None
+        self._entries: list[Entry] = []
+        self._hard_state: HardState | None = None
+        self._buffer_index = recovered.next_index  # index of the buffer's first entry, present or to come
+        self.next_index = recovered.next_index
+        self.durable_index = recovered.next_index - 1
+        self._flying_index = self.durable_index  # what durable_index becomes when the write under way is done
+        self._in_flight: list[asyncio.Future[None]] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._started = 0.0
+        self._durations = Durations()
+        self._frames = self._written_entries = self._written_bytes = self._batch_max = 0
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="meshnode-wal", daemon=True)
+        self._thread.start()
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Buffer contiguous entries; those already there from the first one's index on are replaced."""
+        self._check_open()
+        if not entries:
+            return
+        first, last = entries[0][0], entries[-1][0]
+        if last - first + 1 != len(entries) or first > self.next_index:
+            raise AssertionError(f"entries {first} to {last} ({len(entries)}) do not follow {self.next_index - 1}")
+        if first < self.next_index:
+            self.void_from(first)
+        self._entries += entries
+        self.next_index = last + 1
+
+    def void_from(self, index: int) -> None:
+        """Buffer that all entries from `index` on are void."""
+        self._check_open()
+        if index >= self.next_index:
+            return
+        if index < self._buffer_index:
+            if self._begin_at is not None:
+                raise AssertionError(f"entries voided from {index} on, below the snapshot at {self._begin_at - 1}")
+            # What the buffer held of its own is gone; what is on disk, or under way, gets a mark.
+            self._void_from = index
+            self._entries = []
+            self._buffer_index = index
+        else:
+            del self._entries[index - self._buffer_index :]
+        self.next_index = index
+        self.durable_index = min(self.durable_index, index - 1)
+        self._flying_index = min(self._flying_index, index - 1)
+
+    def begin_at(self, index: int) -> None:
+        """Buffer that a snapshot, already on disk, replaces the whole log; the next entry has this index."""
+        self._check_open()
+        self._begin_at = self._buffer_index = self.next_index = index
+        self._void_from = None
+        self._entries = []
+        self.durable_index = self._flying_index = index - 1
+
+    def set_hard_state(self, term: int, voted_for: str | None) -> None:
+        """Buffer the term and the vote in it."""
+        self._check_open()
+        self._hard_state = HardState(term, voted_for)
+
+    def sync(self) -> Awaitable[None]:
+        """Wait until all that was buffered before this call is on disk. Raises LogFailed, StorageFull, Closed."""
+        self._check_open()
+        future = asyncio.get_running_loop().create_future()
+        if self._has_buffer():
+            self._waiting.append(future)
+            if self._in_flight is None and len(self._waiting) == 1:
+                # At the end of this tick, so that all who append in it share one write.
+                asyncio.get_running_loop().call_soon(self._flush)
+        elif self._in_flight is not None:
+            self._in_flight.append(future)
+        else:
+            future.set_result(None)
+        return future
+
+    async def compact(self, index: int) -> int:
+        """Remove the segments whose entries a snapshot up to `index`, already on disk, holds; returns how many."""
+        self._check_open()
+        removed: int = await self._in_thread(lambda: self._files.compact(index))
+        return removed
+
+    async def close(self) -> None:
+        """Sync, close the files, release the directory. Safe to call twice."""
+        if self._closed:
+            return
+        try:
+            if self._failure is None:
+                await self.sync()
+        finally:
+            self._closed = True
+            healthy = self._failure is None
+            try:
+                await self._in_thread(self._files.close if healthy else self._files.abandon)
+            finally:
+                self._jobs.put(None)
+                self._lock.release()
+
+    def sync_age_s(self) -> float:
+        """How long the write under way has been taking, in seconds; 0 if none is."""
+        return time.monotonic() - self._started if self._in_flight is not None else 0.0
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters since opening; durations in seconds."""
+        return {
+            "next_index": self.next_index,
+            "durable_index": self.durable_index,
+            "segments": self._files.segments,
+            "frames": self._frames,
+            "entries": self._written_entries,
+            "bytes": self._written_bytes,
+            "largest_batch": self._batch_max,
+            "sync": self._durations.statistics(),
+            "sync_age_s": self.sync_age_s(),
+            "failed": None if self._failure is None else str(self._failure),
+        }
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise Closed("the log is closed")
+
+    def _has_buffer(self) -> bool:
+        return (
+            bool(self._entries)
+            or self._hard_state is not None
+            or self._void_from is not None
+            or self._begin_at is not None
+        )
+
+    def _flush(self) -> None:
+        if self._in_flight is not None or self._failure is not None:
+            return
+        batch = Batch(self._void_from, self._begin_at, self._entries, self._hard_state)
+        self._void_from = self._begin_at = self._hard_state = None
+        self._entries = []
+        self._buffer_index = self.next_index
+        self._flying_index = self.next_index - 1
+        self._in_flight, self._waiting = self._waiting, []
+        self._started = time.monotonic()
+        loop = asyncio.get_running_loop()
+
+        def write() -> None:
+            error: Exception | None = None
+            size = 0
+            try:
+                size = self._files.write(batch)
+            except Exception as caught:  # whatever it is, the log can't be trusted after it
+                error = caught
+            loop.call_soon_threadsafe(self._written, batch, size, error)
+
+        self._jobs.put(write)
+
+    def _written(self, batch: Batch, size: int, error: Exception | None) -> None:
+        done, self._in_flight = self._in_flight or [], None
+        if error is not None:
+            self._fail(error, done)
+            return
+        self._durations.add(time.monotonic() - self._started)
+        self._frames += 1
+        self._written_entries += len(batch.entries)
+        self._written_bytes += size
+        self._batch_max = max(self._batch_max, len(batch.entries))
+        self.durable_index = self._flying_index
+        for future in done:
+            if not future.done():
+                future.set_result(None)
+        if self._waiting:
+            self._flush()
+
+    def _fail(self, error: Exception, done: list[asyncio.Future[None]]) -> None:
+        self._failure = failed(self._files.path, error) if isinstance(error, OSError) else StorageError(repr(error))
+        logger.error("the log failed", file=str(self._files.path), error=str(self._failure), exc_info=error)
+        waiting, self._waiting = self._waiting, []
+        for future in done + waiting:
+            if not future.done():
+                future.set_exception(self._failure)
+
+    async def _in_thread(self, job: Callable[[], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def resolve(result: Any, error: BaseException | None) -> None:
+            if not future.done():
+                future.set_result(result) if error is None else future.set_exception(error)
+
+        def work() -> None:
+            try:
+                result, error = job(), None
+            except OSError as caught:
+                result, error = None, failed(self._files.path, caught)
+            loop.call_soon_threadsafe(resolve, result, error)
+
+        self._jobs.put(work)
+        return await future
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed under us: no one is left to tell
+                job()
