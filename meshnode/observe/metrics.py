@@ -1,0 +1,85 @@
+"""`/metrics`: what the node counts anyway, put into Prometheus' words when it is scraped.
+
+Nothing is counted here: a collector reads the node's own figures at each scrape, so metrics cost nothing in between.
+Names are in base units; labels have few values; no ids of sessions, runs or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from meshnode.mesh import MemberState
+from meshnode.observe.served import Served
+
+
+def exporter(node: Served) -> Callable[[], bytes]:
+    """A function that renders the node's metrics in the text format."""
+    registry = CollectorRegistry()
+    registry.register(_NodeCollector(node))
+    return lambda: generate_latest(registry)
+
+
+class _NodeCollector(Collector):
+    def __init__(self, node: Served) -> None:
+        self._node = node
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read a node that has not started."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of this moment."""
+        status = self._node.status()
+        yield from _members(self._node)
+        yield from _consensus(status)
+        yield from _channels(status.get("channels") or {})
+
+
+def _members(node: Served) -> Iterator[Metric]:
+    members = node.members()
+    by_state = GaugeMetricFamily("meshnode_members", "Nodes this node knows, by state.", labels=["state"])
+    for state in get_args(MemberState):
+        by_state.add_metric([state], sum(member.state == state for member in members))
+    yield by_state
+    me = next((member for member in members if member.node_id == node.ready.get("node_id")), None)
+    if me is not None:
+        yield GaugeMetricFamily("meshnode_worker_slots", "Tasks this node's workers can run at once.", value=me.slots)
+        yield GaugeMetricFamily("meshnode_worker_busy", "Tasks this node's workers run now.", value=me.busy)
+    yield GaugeMetricFamily("meshnode_serving", "1 while this node takes work.", value=float(node.serving))
+
+
+def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:
+    if status.get("term") is None:
+        return
+    has_leader = GaugeMetricFamily("meshnode_raft_has_leader", "1 if this node knows the leader.")
+    has_leader.add_metric([], float(status.get("leader") is not None))
+    yield has_leader
+    for name, text in (("term", "Raft's term."), ("commit_index", "Last committed entry of the log.")):
+        if status.get(name) is not None:
+            yield GaugeMetricFamily(f"meshnode_raft_{name}", text, value=status[name])
+
+
+def _channels(channels: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    for direction in ("sent", "received"):
+        for unit in ("messages", "bytes"):
+            counter = CounterMetricFamily(
+                f"meshnode_channel_{direction}_{unit}", f"{unit.capitalize()} {direction}.", labels=["channel"]
+            )
+            for channel, counts in channels.items():
+                counter.add_metric([channel], counts.get(f"{direction}_{unit}", 0))
+            yield counter
+    dropped = CounterMetricFamily(
+        "meshnode_channel_dropped", "Messages dropped, by the rule that dropped them.", labels=["channel", "reason"]
+    )
+    depth = GaugeMetricFamily("meshnode_channel_queue_depth", "Messages waiting to be sent.", labels=["channel"])
+    for channel, counts in channels.items():
+        for reason, count in (counts.get("dropped") or {}).items():
+            dropped.add_metric([channel, reason], count)
+        depth.add_metric([channel], counts.get("queue_depth", 0))
+    yield dropped
+    yield depth

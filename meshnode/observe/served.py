@@ -1,0 +1,55 @@
+"""What the HTTP server needs of a node: the facade's members, and the few operations that have a route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from meshnode.mesh import Member
+
+
+class Served(Protocol):
+    """A node as its HTTP server sees it. The real one is `meshnode.Node`; tests use a stand-in."""
+
+    @property
+    def serving(self) -> bool:
+        """True once it takes work, false again while it drains."""
+        ...
+
+    @property
+    def ready(self) -> Mapping[str, Any]:
+        """What `--ready-file` holds: name, node_id, mesh_id, pid, gossip, http, channels."""
+        ...
+
+    def members(self) -> list[Member]:
+        """All known members, this node included."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """The public `status` document."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Each component by name, as `{"status": "ok" | "degraded" | …, …}`."""
+        ...
+
+    async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
+        """Ask a peer's handler; None means the node's own default."""
+        ...
+
+    def evaluate(
+        self,
+        program: str,
+        examples: AsyncIterator[dict[str, Any]],
+        *,
+        metric: str,
+        distributed: Any = "auto",
+        on_progress: Callable[[Any], None] | None = None,
+        run: str | None = None,
+    ) -> Awaitable[Any]:
+        """Evaluate a program; the result is what `eval --json` prints."""
+        ...
+
+    async def leave(self) -> None:
+        """Leave the mesh gracefully and stop."""
+        ...

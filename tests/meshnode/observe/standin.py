@@ -1,0 +1,114 @@
+"""A node's outside without its inside: what the HTTP server needs, settable by a test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from meshnode.errors import UnknownMethod
+from meshnode.mesh import Member
+from meshnode.observe.http import build
+from meshnode.observe.server import HttpServer, listen
+
+TOKEN = "correct-horse"
+
+
+class StandIn:
+    def __init__(self) -> None:
+        self.serving = True
+        self.left = asyncio.Event()
+        self.called: list[tuple[str, str, Any, float | None]] = []
+        self.evaluated: list[dict[str, Any]] = []
+        self.cancelled = asyncio.Event()
+        self.working = asyncio.Event()
+        self.answer: Callable[[Any], Any] = lambda args: args
+        self.pause = asyncio.Event()
+        self.pause.set()
+        self.components: dict[str, Any] = {"membership": {"status": "ok"}}
+        self.ready: dict[str, Any] = {
+            "name": "node-a",
+            "node_id": "aa",
+            "mesh_id": "m",
+            "pid": 1,
+            "gossip": "127.0.0.1:7700",
+            "http": "127.0.0.1:7705",
+            "channels": {},
+        }
+
+    def members(self) -> list[Member]:
+        return [
+            Member(
+                name="node-a",
+                node_id="aa",
+                state="alive",
+                address="127.0.0.1:7700",
+                tags={"gpu": "no"},
+                incarnation=3,
+                programs=frozenset({"qa"}),
+                slots=8,
+                busy=2,
+            ),
+            Member(name="node-b", node_id="bb", state="dead", address="127.0.0.1:7800", programs=frozenset({"qa"})),
+        ]
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "node_id": "aa",
+            "mesh_id": "m",
+            "members": [],
+            "leader": None,
+            "term": None,
+            "commit_index": None,
+            "applied_index": None,
+            "voters": None,
+            "channels": {"inference": {"sent_messages": 7, "dropped": {"late": 2}, "queue_depth": 1}},
+        }
+
+    def health(self) -> dict[str, Any]:
+        return self.components
+
+    async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
+        self.called.append((peer, method, args, timeout_s))
+        if method == "unknown":
+            raise UnknownMethod("this node has no handler 'unknown'; its handlers: echo")
+        if method == "hang":
+            self.working.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        return self.answer(args)
+
+    async def evaluate(
+        self,
+        program: str,
+        examples: AsyncIterator[dict[str, Any]],
+        *,
+        metric: str,
+        distributed: Any = "auto",
+        on_progress: Callable[[Any], None] | None = None,
+        run: str | None = None,
+    ) -> Any:
+        if program == "unknown":
+            raise UnknownMethod("no node has a program 'unknown'")
+        try:
+            async for example in examples:
+                self.evaluated.append(example)
+                self.working.set()
+                if on_progress is not None:
+                    on_progress({"done": len(self.evaluated)})
+                await self.pause.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return {"score": 100.0, "examples": len(self.evaluated), "metric": metric, "distributed": distributed}
+
+    async def leave(self) -> None:
+        self.left.set()
+
+
+async def serve(node: StandIn) -> HttpServer:
+    server = HttpServer(build(node, token=TOKEN), listen("127.0.0.1", 0))
+    await server.start()
+    return server
