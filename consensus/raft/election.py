@@ -1,0 +1,133 @@
+"""Ticks, pre-votes, votes, taking office (§5.2, §5.4.1; dissertation §4.2.3, §9.6)."""
+
+from __future__ import annotations
+
+from consensus.raft import membership, reads, replication
+from consensus.raft import transfer as handover
+from consensus.raft.durability import persist_hard_state, send
+from consensus.raft.effects import Role
+from consensus.raft.messages import NOOP, Entry, PreVote, PreVoteReply, TimeoutNow, Vote, VoteReply
+from consensus.raft.roles import become_follower, is_ill, is_sticky, leave_office, may_campaign, reset_countdown
+from consensus.raft.state import Leadership, State
+
+
+def tick(state: State, elapsed: int) -> None:
+    """`elapsed` ticks went by."""
+    state.now += elapsed
+    if state.leadership is not None:
+        _tick_leader(state, state.leadership)
+        return
+    # However long a pause was, what waits in the inbox may be a heartbeat: it counts as one tick here.
+    state.countdown -= 1
+    if state.countdown <= 0:
+        reset_countdown(state)
+        if may_campaign(state):
+            stand_first(state)
+    elif state.forwarded_reads and state.now % state.settings.heartbeat_ticks == 0:
+        reads.ask_again(state)
+
+
+def _tick_leader(state: State, leadership: Leadership) -> None:
+    def contact_at(node: str) -> int:
+        return state.now if node == state.id else leadership.progress[node].contact_at
+
+    if is_ill(state):
+        handover.resign(state)
+    elif state.now - state.configuration.reached(contact_at) > state.settings.election_timeout_ticks:
+        become_follower(state, state.term, None)  # check-quorum: others may have a leader by now
+    elif state.now >= leadership.heartbeat_at:
+        handover.maybe_hand_over(state)
+        replication.heartbeat(state)
+
+
+def stand_first(state: State) -> None:
+    """Ask whether an election could be won, before disturbing anyone with a new term."""
+    leave_office(state)
+    state.role = Role.PRE_CANDIDATE
+    state.votes.add(state.id)
+    _ask(state, PreVote(state.term + 1, state.log.last_index, state.log.last_term))
+    _count(state)
+
+
+def stand(state: State, *, transfer: bool = False) -> None:
+    """Begin a new term and ask for votes; the own vote counts when it is durable."""
+    leave_office(state)
+    state.role = Role.CANDIDATE
+    persist_hard_state(state, state.term + 1, state.id)
+    reset_countdown(state)
+    _ask(state, Vote(state.term, state.log.last_index, state.log.last_term, transfer))
+
+
+def own_vote_durable(state: State) -> None:
+    """After a write: a candidate may count its own vote if that can't be forgotten any more."""
+    if state.role is Role.CANDIDATE and state.durability.hard_state_is_durable and state.id not in state.votes:
+        state.votes.add(state.id)
+        _count(state)
+
+
+def receive_pre_vote(state: State, source: str, message: PreVote) -> None:
+    """Yes, if this node would vote so and hears no leader. Promises nothing and changes nothing."""
+    granted = (
+        message.term > state.term
+        and not is_sticky(state)
+        and state.log.is_up_to_date(message.last_index, message.last_term)
+    )
+    send(state, source, PreVoteReply(message.term if granted else state.term, granted))
+
+
+def receive_vote(state: State, source: str, message: Vote) -> None:
+    """One vote a term, first come, first served, and only for a log that lacks nothing of ours (§5.2, §5.4.1)."""
+    granted = (
+        message.term == state.term
+        and state.vote in (None, source)
+        and state.log.is_up_to_date(message.last_index, message.last_term)
+    )
+    if granted and state.vote is None:
+        persist_hard_state(state, state.term, source)
+        reset_countdown(state)
+    send(state, source, VoteReply(state.term, granted))
+
+
+def receive_pre_vote_reply(state: State, source: str, message: PreVoteReply) -> None:
+    """Count it, if it answers the question asked last."""
+    if state.role is Role.PRE_CANDIDATE and message.term == state.term + (1 if message.granted else 0):
+        (state.votes if message.granted else state.refusals).add(source)
+        _count(state)
+
+
+def receive_vote_reply(state: State, source: str, message: VoteReply) -> None:
+    """Count it, if it is of this term's election. Only deciders of the configuration count."""
+    if state.role is Role.CANDIDATE and message.term == state.term:
+        (state.votes if message.granted else state.refusals).add(source)
+        _count(state)
+
+
+def receive_timeout_now(state: State, source: str, message: TimeoutNow) -> None:
+    """The leader wants this node to follow it in office: no pre-vote, for the leader is known to be alive."""
+    if message.term == state.term and source == state.leader and may_campaign(state):
+        stand(state, transfer=True)
+
+
+def _ask(state: State, message: PreVote | Vote) -> None:
+    for node in sorted(state.configuration.deciders - {state.id}):
+        send(state, node, message)
+
+
+def _count(state: State) -> None:
+    if state.configuration.agreed(state.votes):
+        if state.role is Role.PRE_CANDIDATE:
+            stand(state)
+        else:
+            _take_office(state)
+    elif state.configuration.agreed(state.refusals):
+        become_follower(state, state.term, None)
+
+
+def _take_office(state: State) -> None:
+    """Lead: with an entry of its own, so that what earlier terms left can be committed (§5.4.2, §8)."""
+    leave_office(state)
+    state.role, state.leader = Role.LEADER, state.id
+    state.leadership = Leadership({}, first_index=state.log.last_index + 1)
+    membership.watch_members(state)
+    state.leadership.heartbeat_at = state.now + state.settings.heartbeat_ticks
+    replication.append(state, [Entry(state.term, b"", NOOP)])
