@@ -24,7 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     """Each line's object, read as needed; blank lines and a byte order mark are skipped.
 
-    Raises InvalidInput naming the file, the line (from 1) and what is wrong with it; for a file without any example, too.
+    Raises InvalidInput naming the file, the line (from 1) and what is wrong with it; also if there is no example.
     """
     count = 0
     try:
@@ -54,9 +54,7 @@ def _parse(text: bytes, path: str | Path, number: int) -> dict[str, Any]:
         raise InvalidInput(f"{path}, line {number}: nested too deeply") from None
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
-        raise InvalidInput(
-            f'{path}, line {number}: {kind}, but each line must be one JSON object, as {{"question": "…"}}'
-        )
+        raise InvalidInput(f"{path}, line {number}: {kind}; each line must be one JSON object")
     return value
 
 

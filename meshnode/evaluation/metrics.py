@@ -11,6 +11,7 @@ lower case, without punctuation, articles and extra white space.
 
 An app's own metric of the same name wins (`find`).
 """
+# ruff: noqa: ARG001 - `trace` is part of DSPy's signature of a metric; ours have no use for it
 
 from __future__ import annotations
 
@@ -65,6 +66,8 @@ def normalize(text: str) -> str:
 def exact(example: Any, prediction: Any, trace: object = None) -> bool:
     """1 if the normalised answers are equal, or the values are, where they aren't text."""
     given = _answer(prediction, "prediction")
+    if isinstance(given, list | tuple):
+        return list(given) == list(_right_answers(example))
     return any(
         normalize(right) == normalize(given) if isinstance(right, str) and isinstance(given, str) else right == given
         for right in _right_answers(example)
@@ -90,7 +93,7 @@ def semantic(example: Any, prediction: Any, trace: object = None) -> float:
 
 
 def semantic_by(embed: Embed) -> Metric:
-    """The same with the cosine of embeddings, not below 0; declare it with `@app.metric("semantic")` to use it by name."""
+    """The same with the cosine of embeddings, not below 0; declare it as an app's "semantic" to use it by name."""
 
     def embedded(example: Any, prediction: Any, trace: object = None) -> float:
         right = [_text(answer) for answer in _right_answers(example)]

@@ -91,9 +91,13 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Starved:
-    """No node could be given work for `patience_ticks`; `reason` is the last failure. Add a node, or give up."""
+    """No node could be given work for `patience_ticks`; `reason` is the last failure. Add a node, or give up.
+
+    hopeless: waiting won't help, for every node there is said that it can't run this program.
+    """
 
     reason: MeshError
+    hopeless: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,16 @@ class Plan:
     def in_flight(self) -> int:
         """Calls that have no outcome yet."""
         return len(self._calls)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes seen and not lost."""
+        return frozenset(self._nodes)
+
+    @property
+    def capacity(self) -> int:
+        """How many calls all nodes together may hold."""
+        return sum(node.full for node in self._nodes.values())
 
     def add(self, index: int) -> list[Effect]:
         """One more example, `index` never used before."""
@@ -396,4 +410,4 @@ class Plan:
         if self._now - self._idle_since < self._limits.patience_ticks and not hopeless:
             return []
         self._idle_since = self._now
-        return [Starved(refusals[0] if hopeless else self._reason)]
+        return [Starved(refusals[0] if hopeless else self._reason, hopeless)]

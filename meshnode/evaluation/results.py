@@ -83,7 +83,7 @@ def percent(total: float, count: int) -> float:
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """A row in plain JSON values: {"index", "score", "prediction", "error"}; error is null or {type, message, traceback}."""
+    """{"index", "score", "prediction", "error"} in plain JSON values; error is null or {type, message, traceback}."""
     error = row.error
     return {
         "index": row.index,
@@ -94,7 +94,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON's own types: dates as text, bytes as base64, not-a-number as null, what JSON lacks as its repr."""
+    """A value in JSON's own types: dates as text, bytes as base64, not-a-number as null, else its repr."""
     return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_array_or_repr))
 
 
