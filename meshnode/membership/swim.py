@@ -1,0 +1,329 @@
+"""SWIM with Lifeguard: who is in the mesh, without anyone in charge.
+
+Every node keeps a table of all members and tells the others what changed in it. Nothing here has a clock, a socket or
+a task: `tick()` says that time has passed, `step(message, source)` that a datagram came; both return effects, which
+the service (or the simulator) carries out in order. All chance comes from the generator handed in.
+
+What it promises. Each member's failure is noticed by somebody within a few probe intervals and known to all
+O(log N) gossip rounds later. Each node sends and receives a constant number of messages, whatever N. A node that is
+merely slow is not declared dead easily. Members that heard the same claims believe the same.
+
+A member's states, as others see them; i is its incarnation, which it alone raises:
+
+                     Suspect(i)                 Dead(i)
+        alive(i) ──────────────> suspect(i) ──────────────> dead(i)        Left(i): left, from any of them
+           ^                         │                         │
+           └──────── Alive(j), j > i: it refutes ──────────────┘           (`members.supersedes`)
+
+An example. E is killed; A is the first whose turn it is to probe it. Ticks are 100 ms:
+
+        tick   A                                      B, C, D
+          0    Ping -> E
+          5    no Ack: PingRequest -> B, C, D         each: Ping -> E
+          9                                           each: Nack -> A ("I live, E is silent")
+         10    Suspect(E, by A), gossiped
+         12                                           heard: Ping -> E at once, telling it (buddy system)
+         22                                           Suspect(E, by B), …: A's waiting shrinks to its minimum
+         30    Dead(E), gossiped, and sent to E       32: all know
+
+Rules. Suspicion needs no majority, but the more accuse, the less time is left to refute (`suspicion`). A claim about
+this node that isn't true is refuted at once by a higher incarnation; a stale one is answered with the current one.
+Dead members are kept for a day and pinged now and then with what is said of them, so a healed partition finds itself
+without a seed (`probing`). Two processes with one identity find each other out: the younger one stops.
+
+What travels. Probes and gossip are datagrams of at most 1400 bytes, filled up with whatever is news (`broadcasts`).
+Now and then two random members compare digests of their tables and exchange the buckets that differ, over the
+coordination channel; so no one stays wrong, whatever was lost.
+
+Left out: nothing here orders members, agrees on anything, or hides them from each other. Two nodes may believe
+differently for seconds. Decisions that must not differ belong to `consensus`.
+
+Sources: Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (DSN-W 2018). Figures start from
+hashicorp/memberlist's; each deviation says why where it stands. The loop that drives it:
+
+        swim = Swim(record, LAN, random.Random())
+        while True:
+            message, source = receive(timeout=LAN.tick_s)      # or None at each tick
+            for effect in swim.step(message, source) if message else swim.tick():
+                match effect:
+                    case Send(address, message): send(address, message)
+                    case SendReliable(peer, message): ask(peer, message)
+                    case Changed(change): print(change.member.name, change.member.state)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from meshnode.membership.authority import Authority, Unsigned
+from meshnode.membership.beliefs import Beliefs
+from meshnode.membership.effects import Answered, Effect, Send, SendReliable
+from meshnode.membership.health import Health
+from meshnode.membership.members import Known
+from meshnode.membership.messages import (
+    DATAGRAM_BYTES,
+    SEAL_BYTES,
+    Ack,
+    Answer,
+    Exchange,
+    Gossip,
+    Holder,
+    Message,
+    Nack,
+    Ping,
+    PingRequest,
+    Record,
+    Shout,
+    Stranger,
+    Twin,
+)
+from meshnode.membership.probing import ROOM, Prober
+from meshnode.membership.settings import Settings
+from meshnode.membership.timers import Timers
+from meshnode.mesh import Member
+
+_GOSSIP_ROOM = DATAGRAM_BYTES - SEAL_BYTES - 80  # a Gossip's own fields are short
+_BACKLOG = 200  # updates waiting: more than gossip moves in two seconds, so an exchange is cheaper
+_REAP_TICKS = 600
+
+
+class Swim:
+    """One member's view of the mesh. `me` is its own record; every method returns the effects to carry out."""
+
+    def __init__(self, me: Record, settings: Settings, rng: random.Random, authority: Authority | None = None) -> None:
+        self.settings = settings
+        self._rng = rng
+        self._out: list[Effect] = []
+        self._timers = Timers()
+        self.health = Health(settings.health_max)
+        self._beliefs = Beliefs(me, settings, authority or Unsigned(), self._timers, self.health, self._out)
+        self._prober = Prober(self._beliefs, settings, self._timers, self.health, rng, self._out)
+        self._shouts = me.started
+        self.received = 0
+        # Started at different moments, so that nodes started together don't act together.
+        self._soon(self._probe, settings.probe_interval_ticks)
+        self._soon(self._gossip, settings.gossip_interval_ticks)
+        self._soon(self._exchange, settings.push_pull_interval_ticks)
+        self._soon(self._retry, settings.retry_interval_ticks)
+        self._soon(self._relieve, self._relief_ticks)
+        self._timers.after(_REAP_TICKS, self._reap)
+
+    @property
+    def me(self) -> Record:
+        """This node's own record, at its present incarnation."""
+        return self._beliefs.me.record
+
+    def member(self, node_id: str) -> Member | None:
+        """What is believed of one member."""
+        known = self._beliefs.table.get(node_id)
+        return known.member() if known is not None else None
+
+    def record(self, node_id: str) -> Record | None:
+        """What a member last said of itself."""
+        known = self._beliefs.table.get(node_id)
+        return known.record if known is not None else None
+
+    def members(self) -> list[Member]:
+        """Everybody known, this node included, sorted by name."""
+        members = [known.member() for known in self._beliefs.table]
+        return sorted(members, key=lambda member: (member.name, member.node_id))
+
+    def statistics(self) -> dict[str, int]:
+        """Counters and sizes, for people and metrics."""
+        return {
+            "members": len(self._beliefs.table),
+            "live": self._beliefs.table.live + 1,
+            "health": self.health.score,
+            "queued": len(self._beliefs.broadcasts),
+            "received": self.received,
+            "claims_refused": self._beliefs.refused,
+        }
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing waits to be passed on."""
+        return not len(self._beliefs.broadcasts)
+
+    def tick(self) -> list[Effect]:
+        """One tick has passed."""
+        self._timers.tick()
+        return self._take()
+
+    def step(self, message: Message, source: str) -> list[Effect]:
+        """A datagram came from the address `source`."""
+        self.received += 1
+        beliefs, prober = self._beliefs, self._prober
+        beliefs.addressed = False
+        match message:
+            case Ping():
+                self._learn(message.updates)
+                beliefs.hear_load(message.source, message.load)
+                self._answer(message, source)
+            case Ack():
+                self._learn(message.updates)
+                beliefs.hear_load(message.source, message.load)
+                prober.on_ack(message)
+            case Gossip():
+                self._learn(message.updates)
+                if beliefs.addressed:
+                    # Somebody thinks ill of us: what we say against it need not wait for the next round.
+                    self._out.append(Send(source, Gossip(self.me.node_id, [beliefs.me.alive]), message.source))
+            case PingRequest():
+                self._learn(message.updates)
+                prober.on_request(message, source)
+            case Nack():
+                prober.on_nack(message)
+            case Stranger():
+                self._learn(message.updates)
+                prober.on_stranger(message.sequence, source)
+            case Twin():
+                if message.started < self.me.started:
+                    prober.identify(Holder(message.name, message.address, message.started))
+            case Answer():
+                self._out.append(Answered(message.number, message.source, message.payload))
+        return self._take()
+
+    def reached(self, ping: Ping) -> Ack:
+        """The answer to a ping that came over the coordination channel."""
+        return Ack(ping.sequence, self.me.node_id, self.me.started, self._beliefs.me.load, [self._beliefs.me.alive])
+
+    def offer(self) -> Exchange:
+        """The first half of a state exchange, to be sent to a member."""
+        return self._prober.offer()
+
+    def answer_exchange(self, exchange: Exchange) -> tuple[Exchange, list[Effect]]:
+        """Take in somebody's half of a state exchange; returns ours. Raises ValueError on malformed digests."""
+        beliefs = self._beliefs
+        beliefs.learn(exchange.source)
+        for entry in exchange.entries:
+            beliefs.merge(entry)
+        if not exchange.digests:
+            return Exchange(beliefs.me.alive), self._take()
+        differing = beliefs.table.differing(exchange.digests)
+        entries = [beliefs.entry(known) for known in beliefs.table.within(differing)]
+        return Exchange(beliefs.me.alive, entries=entries, wanted=bytes(differing)), self._take()
+
+    def finish_exchange(self, peer: str, answer: Exchange) -> list[Effect]:
+        """Take in the answer to our half; what the peer lacks goes to it in a second message."""
+        beliefs = self._beliefs
+        beliefs.learn(answer.source)
+        theirs = {(entry.alive, entry.claim) for entry in answer.entries}
+        for entry in answer.entries:
+            beliefs.merge(entry)
+        ours = beliefs.table.within(answer.wanted)
+        lacking = [beliefs.entry(known) for known in ours if (known.alive, known.claim) not in theirs]
+        if lacking:
+            self._out.append(SendReliable(peer, Exchange(beliefs.me.alive, entries=lacking)))
+        return self._take()
+
+    def identify(self, holder: Holder) -> list[Effect]:
+        """Find out whether another process answers by our identity; if so, `Duplicated` follows."""
+        self._prober.identify(holder)
+        return self._take()
+
+    def doubt(self, node_id: str) -> list[Effect]:
+        """Probe a member now: something outside (a broken link, say) hints that it is gone."""
+        known = self._beliefs.table.get(node_id)
+        if known is not None and known.position >= 0:
+            self._prober.probe(known)
+        return self._take()
+
+    def describe(self, **changes: object) -> list[Effect]:
+        """Change fields of our own record and tell everybody."""
+        record = msgspec.structs.replace(self.me, **changes)
+        self._beliefs.declare(record, above=self.me.incarnation)
+        return self._take()
+
+    def set_load(self, slots: int, busy: int) -> list[Effect]:
+        """Say how many tasks we can run and how many run."""
+        self._beliefs.set_load(slots, busy)
+        return self._take()
+
+    def shout(self, name: str, payload: bytes, *, asks: bool = False) -> tuple[int | None, list[Effect]]:
+        """Send a user's event (or query) to everybody, us included; returns its number, None if too many wait."""
+        self._shouts += 1
+        shout = Shout(self.me.node_id, self._shouts, name, payload, asks)
+        accepted = self._beliefs.shout(shout)
+        return (self._shouts if accepted else None), self._take()
+
+    def leave(self) -> list[Effect]:
+        """Say goodbye. Keep ticking until `quiet`, so that it is heard."""
+        if not self._beliefs.leaving:
+            self._beliefs.leave()
+            self._gossip_to(self._beliefs.table.sample(self._rng, 2 * self.settings.gossip_fanout))
+        return self._take()
+
+    def _take(self) -> list[Effect]:
+        effects = self._out.copy()
+        self._out.clear()
+        return effects
+
+    def _learn(self, updates: list[bytes]) -> None:
+        for update in updates:
+            self._beliefs.learn(update)
+
+    def _answer(self, ping: Ping, source: str) -> None:
+        beliefs = self._beliefs
+        me = beliefs.me
+        if ping.target != me.record.node_id:
+            self._out.append(Send(source, Stranger(ping.sequence, me.record.node_id, [me.alive])))
+            return
+        first = [me.alive] if beliefs.addressed else []
+        sender = beliefs.table.get(ping.source)
+        if sender is not None and sender.claim and sender is not me and self.settings.buddies:
+            first.append(sender.claim)
+        updates = beliefs.broadcasts.take(ROOM, beliefs.retransmissions, *first)
+        ack = Ack(ping.sequence, me.record.node_id, me.record.started, me.load, updates)
+        self._out.append(Send(source, ack, ping.source))
+
+    def _probe(self) -> None:
+        if not self._beliefs.leaving:
+            self._timers.after(self._prober.probe_next(), self._probe)
+
+    def _gossip(self) -> None:
+        self._timers.after(self.settings.gossip_interval_ticks, self._gossip)
+        if len(self._beliefs.broadcasts):
+            self._gossip_to(self._beliefs.table.sample(self._rng, self.settings.gossip_fanout))
+
+    def _gossip_to(self, members: Iterable[Known]) -> None:
+        beliefs = self._beliefs
+        for known in members:
+            told = (known.claim,) if known.claim and self.settings.buddies else ()
+            updates = beliefs.broadcasts.take(_GOSSIP_ROOM, beliefs.retransmissions, *told)
+            if updates:
+                gossip = Gossip(self.me.node_id, updates)
+                self._out.append(Send(known.record.address, gossip, known.record.node_id))
+
+    def _exchange(self) -> None:
+        self._timers.after(self.settings.push_pull_interval_ticks, self._exchange)
+        self._exchange_now()
+
+    def _exchange_now(self) -> None:
+        if not self._beliefs.leaving:
+            for known in self._beliefs.table.sample(self._rng, 1):
+                self._out.append(SendReliable(known.record.node_id, self.offer()))
+
+    @property
+    def _relief_ticks(self) -> int:
+        return 10 * self.settings.gossip_interval_ticks
+
+    def _relieve(self) -> None:
+        # In a storm of joins gossip alone would take minutes to carry everybody's record.
+        self._timers.after(self._relief_ticks, self._relieve)
+        if len(self._beliefs.broadcasts.membership) > _BACKLOG:
+            self._exchange_now()
+
+    def _retry(self) -> None:
+        self._timers.after(self.settings.retry_interval_ticks, self._retry)
+        if not self._beliefs.leaving:
+            self._prober.retry_dead()
+
+    def _reap(self) -> None:
+        self._timers.after(_REAP_TICKS, self._reap)
+        self._beliefs.reap()
+
+    def _soon(self, callback: Callable[[], None], within: int) -> None:
+        self._timers.after(self._rng.randint(1, within), callback)
