@@ -1,0 +1,1 @@
+"""Runs and their metrics, kept where a URL says."""
