@@ -32,7 +32,6 @@ import enum
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -117,7 +116,7 @@ class Limits:
     """Sizes and times of a plan.
 
     hedge_factor: a call is late after this many times the 95th percentile of recent durations; 0 never hedges.
-    hedge_share: hedges may be this share of all sends while examples wait; once none waits, idle nodes may hedge any.
+    hedge_share: hedges may be this share of all sends while examples wait; once none waits, all that is late is hedged.
     """
 
     tick_s: float = 0.02
@@ -136,7 +135,7 @@ class _Example:
     sends: int = 0
     broke: int = 0
     losses: int = 0
-    hedged: bool = False
+    hedged: bool = False  # was in line for a second send; never is again
     avoid: set[str] = field(default_factory=set)  # nodes it failed at
     calls: list[int] = field(default_factory=list)  # in flight; more than one only while hedged
 
@@ -161,6 +160,7 @@ class Plan:
         self._fresh: deque[_Example] = deque()
         self._again: list[tuple[int, _Example]] = []  # heap by index: the oldest first, so rows come in order
         self._calls: dict[int, _Call] = {}  # in the order sent
+        self._late: deque[int] = deque()  # calls that wait for room to be hedged
         self._next_call = 0
         self._durations: deque[float] = deque(maxlen=SAMPLES)
         self._idle_since = 0
@@ -168,7 +168,7 @@ class Plan:
         self.sends = 0
         self.retries = 0
         self.hedges = 0
-        self.late = 0  # outcomes of calls nobody waited for any more
+        self.unwanted = 0  # outcomes of calls nobody waited for any more
 
     @property
     def waiting(self) -> int:
@@ -223,7 +223,7 @@ class Plan:
         """A reply came, `seconds` after its send."""
         held = self._calls.pop(call, None)
         if held is None:
-            self.late += 1
+            self.unwanted += 1
             return []
         example, node = held.example, held.node
         node.held -= 1
@@ -237,7 +237,7 @@ class Plan:
         """A call ended without a reply."""
         held = self._calls.pop(call, None)
         if held is None:
-            self.late += 1
+            self.unwanted += 1
             return []
         example, node = held.example, held.node
         self._reason = reason
@@ -275,9 +275,8 @@ class Plan:
         self._now += 1
         for name in [name for name in self._blocked if self._now >= self._nodes[name].blocked_until]:
             self._refresh(self._nodes[name])
-        effects = self._assign()
-        effects += self._hedge()
-        return effects + self._starve()
+        self._find_late()
+        return self._assign() + self._starve()
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Per node: calls held, window, slots, mean latency in seconds (0 if unknown), failures in a row."""
@@ -334,7 +333,7 @@ class Plan:
         return effects
 
     def _assign(self) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self._hedge()
         passed_over: list[tuple[int, _Example]] = []
         while self._again and self._open:
             index, example = heapq.heappop(self._again)
@@ -371,34 +370,37 @@ class Plan:
         self.sends += 1
         return Send(call, example.index, node.name, example.sends)
 
-    def _hedge(self) -> list[Effect]:
-        """Send late calls a second time, to another node that has room."""
+    def _find_late(self) -> None:
+        """Put late calls in line for a second send; they go before fresh examples, so their share is bounded."""
         limits = self._limits
-        if not limits.hedge_factor or not self._open or len(self._durations) < limits.hedge_samples:
-            return []
+        if not limits.hedge_factor or len(self._durations) < limits.hedge_samples:
+            return
         p95_s = sorted(self._durations)[int(0.95 * (len(self._durations) - 1))]
         late_after = max(limits.hedge_least_ticks, int(limits.hedge_factor * p95_s / limits.tick_s))
-        effects: list[Effect] = []
-        for held in self._late(self._now - late_after):
-            if self.waiting and self.hedges + 1 > limits.hedge_share * self.sends:
-                break
-            example = held.example
-            others = [n for n in self._open.values() if n is not held.node and n.name not in example.avoid]
-            node = choose(others, self._rng)
-            if node is not None:
-                example.hedged = True
-                self.hedges += 1
-                effects.append(self._send(example, node))
-        return effects
-
-    def _late(self, before: int) -> Iterable[_Call]:
-        late: list[_Call] = []
-        for held in self._calls.values():
-            if held.sent_at > before:
+        for call, held in self._calls.items():
+            if held.sent_at > self._now - late_after:
                 break  # calls are in the order sent: all that follow are younger
-            if not held.example.hedged:
-                late.append(held)
-        return late
+            if held.example.hedged:
+                continue
+            if self.waiting and self.hedges + len(self._late) + 1 > limits.hedge_share * self.sends:
+                break
+            held.example.hedged = True
+            self._late.append(call)
+
+    def _hedge(self) -> list[Effect]:
+        """Send late calls a second time, each to another node that has room."""
+        effects: list[Effect] = []
+        for call in list(self._late) if self._open else ():
+            held = self._calls.get(call)
+            if held is not None:
+                avoid = held.example.avoid | {held.node.name}
+                node = choose([node for node in self._open.values() if node.name not in avoid], self._rng)
+                if node is None:
+                    continue
+                self.hedges += 1
+                effects.append(self._send(held.example, node))
+            self._late.remove(call)
+        return effects
 
     def _starve(self) -> list[Effect]:
         if self._calls or self._open or not self.waiting:
