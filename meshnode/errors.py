@@ -144,10 +144,15 @@ _BY_CODE: dict[str, type[MeshError]] = {
 
 def from_fault(fault: Fault) -> MeshError:
     """The exception a fault on the wire stands for; a code that is not ours becomes `RemoteError`."""
-    error = _BY_CODE.get(fault.code)
+    return error_of(fault.code, fault.message, fault.retry_after_s)
+
+
+def error_of(code: str, message: str, retry_after_s: float = 0.0) -> MeshError:
+    """The exception of that code; one that is not ours becomes `RemoteError`."""
+    error = _BY_CODE.get(code)
     if error is None:
-        return RemoteError(fault.message, code=fault.code, retry_after_s=fault.retry_after_s)
-    return error(fault.message, retry_after_s=fault.retry_after_s)
+        return RemoteError(message, code=code, retry_after_s=retry_after_s)
+    return error(message, retry_after_s=retry_after_s)
 
 
 def to_fault(error: BaseException) -> Fault:

@@ -30,12 +30,13 @@ log = structlog.get_logger("meshnode.http")
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True):
-    """The first line. `run` names a run to resume."""
+    """The first line. `run` names a run to resume; `total` is how many examples follow, for the progress."""
 
     program: str
     metric: str
     distributed: Literal["auto"] | bool = "auto"
     run: str | None = None
+    total: int | None = None
 
 
 class EvaluateEndpoint:
@@ -69,13 +70,14 @@ class EvaluateEndpoint:
     async def _evaluate(self, body: _Body, reply: _Reply) -> tuple[int, dict[str, Any]]:
         try:
             options = _decode_options(await anext(body.lines(), b""))
+            given = {name: value for name in ("run", "total") if (value := getattr(options, name)) is not None}
             result = await self._node.evaluate(
                 options.program,
                 _examples(body),
                 metric=options.metric,
                 distributed=options.distributed,
                 on_progress=reply.note,
-                run=options.run,
+                **given,
             )
         except MeshError as error:
             return status_of(error), {"error": {"code": error.code, "message": str(error)}}
@@ -83,7 +85,7 @@ class EvaluateEndpoint:
             log.error("evaluation failed", error=repr(error), exc_info=error)
             message = f"{type(error).__name__} in the evaluation; see the node's log"
             return 500, {"error": {"code": "internal", "message": message}}
-        return 200, {"result": result}
+        return 200, {"result": result.to_json() if hasattr(result, "to_json") else result}
 
 
 class _Body:
@@ -141,16 +143,15 @@ class _Reply:
         self._noted.set()
 
     async def report(self) -> None:
-        """Send what was noted, not too often; repeat it now and then, so that a dead connection is noticed."""
+        """Send what was noted, not too often; repeat it (or null) now and then, so that a dead link is noticed."""
         while True:
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it can swallow a cancellation.
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._noted.wait()
             self._noted.clear()
-            if self._latest is not None:
-                # Shielded: half a line would break the stream for the lines after it.
-                await asyncio.shield(self._line(200, {"progress": self._latest}))
+            # Shielded: half a line would break the stream for the lines after it.
+            await asyncio.shield(self._line(200, {"progress": self._latest}))
             await asyncio.sleep(PROGRESS_EVERY_S)
 
     async def finish(self, status: int, last: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from meshnode.errors import InvalidInput, MeshError, TooLarge
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
 from meshnode.observe.evaluate import EvaluateEndpoint
 from meshnode.observe.guard import Guard
+from meshnode.observe.logs import hide_secrets
 from meshnode.observe.served import Served
 
 MAX_CALL_BYTES = 16 * 1024 * 1024
@@ -51,6 +52,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/members", routes.members),
             Route("/status", routes.status),
             Route("/programs", routes.programs),
+            Route("/config", routes.config),
             Route("/metrics", routes.metrics),
             Route("/call", _Cancellable(routes.call), methods=["POST"]),
             Route("/evaluate", EvaluateEndpoint(node), methods=["POST"]),
@@ -97,6 +99,11 @@ class _Routes:
                 for program in member.programs:
                     where.setdefault(program, []).append(member.name)
         return answer([{"name": name, "nodes": sorted(nodes)} for name, nodes in sorted(where.items())])
+
+    async def config(self, _: Request) -> Response:
+        """What the node runs with, secrets hidden, and which settings are not defaults."""
+        config = self._node.config
+        return answer({"values": hide_secrets(config.model_dump(mode="json")), "set": sorted(config.model_fields_set)})
 
     async def metrics(self, _: Request) -> Response:
         """The Prometheus text format."""

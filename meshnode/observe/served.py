@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from meshnode.config import Config
 from meshnode.mesh import Member
 
 
@@ -19,6 +20,11 @@ class Served(Protocol):
     @property
     def ready(self) -> Mapping[str, Any]:
         """What `--ready-file` holds: name, node_id, mesh_id, pid, gossip, http, channels."""
+        ...
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
         ...
 
     def members(self) -> list[Member]:
@@ -43,13 +49,13 @@ class Served(Protocol):
         examples: AsyncIterator[dict[str, Any]],
         *,
         metric: str,
-        distributed: Any = "auto",
+        distributed: bool | Literal["auto"] = "auto",
         on_progress: Callable[[Any], None] | None = None,
-        run: str | None = None,
+        **options: Any,
     ) -> Awaitable[Any]:
-        """Evaluate a program; the result is what `eval --json` prints."""
+        """Evaluate a program; the result's `to_json()` is what `eval --json` prints."""
         ...
 
     async def leave(self) -> None:
-        """Leave the mesh gracefully and stop."""
+        """Tell the mesh that this node goes and take no more work; whoever runs the node then stops it."""
         ...

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from meshnode.config import Config
 from meshnode.errors import UnknownMethod
 from meshnode.mesh import Member
 from meshnode.observe.http import build
@@ -17,6 +18,7 @@ TOKEN = "correct-horse"
 class StandIn:
     def __init__(self) -> None:
         self.serving = True
+        self.config = Config(name="node-a", port=0)
         self.left = asyncio.Event()
         self.called: list[tuple[str, str, Any, float | None]] = []
         self.evaluated: list[dict[str, Any]] = []
@@ -88,7 +90,7 @@ class StandIn:
         metric: str,
         distributed: Any = "auto",
         on_progress: Callable[[Any], None] | None = None,
-        run: str | None = None,
+        **options: Any,
     ) -> Any:
         if program == "unknown":
             raise UnknownMethod("no node has a program 'unknown'")

@@ -1,0 +1,107 @@
+"""members, status, health, programs: what a node knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from meshnode.cli.options import json_option, node_option
+
+
+@click.command()
+@node_option
+@json_option
+def members(node: str | None, as_json: bool) -> None:
+    """List the nodes of the mesh, as one node sees them."""
+    from meshnode.cli.output import print_json, print_table
+
+    found = _get(node, "/members")
+    if as_json:
+        print_json(found)
+        return
+    columns = ("name", "state", "address", "role", "tags", "node id")
+    print_table(
+        columns,
+        (
+            (one["name"], one["state"], one["address"], one["role"], _tags(one["tags"]), one["node_id"][:12])
+            for one in found
+        ),
+    )
+
+
+@click.command()
+@node_option
+@json_option
+def status(node: str | None, as_json: bool) -> None:
+    """Show one node's view: mesh, leader, log positions, channels."""
+    from meshnode.cli.output import print_json, print_pairs, print_table
+
+    found = _get(node, "/status")
+    if as_json:
+        print_json(found)
+        return
+    print_pairs({name: _plain(value) for name, value in found.items() if name != "channels"})
+    channels = found.get("channels") or {}
+    counted = ("sent", "received", "in_flight", "queue_depth", "dropped")
+    print_table(
+        ("channel", *(f"#{name.replace('_', ' ')}" for name in counted)),
+        ((name, *(_total(counts.get(column)) for column in counted)) for name, counts in channels.items()),
+    )
+
+
+@click.command()
+@node_option
+@json_option
+def health(node: str | None, as_json: bool) -> None:
+    """Show each component of a node; exit 1 if one is not well."""
+    from meshnode.cli.output import print_json, print_table, say
+
+    found = _get(node, "/health")
+    if as_json:
+        print_json(found)
+    else:
+        say(f"{found['status']}")
+        rows = (
+            (name, part.get("status"), ", ".join(f"{key}={value}" for key, value in part.items() if key != "status"))
+            for name, part in found["components"].items()
+        )
+        print_table(("component", "status", "details"), rows)
+    if found["status"] != "ok":
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@node_option
+@json_option
+def programs(node: str | None, as_json: bool) -> None:
+    """List the programs of the mesh, and where each runs."""
+    from meshnode.cli.output import print_json, print_table, say
+
+    found = _get(node, "/programs")
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(("program", "nodes"), ((one["name"], ", ".join(one["nodes"])) for one in found))
+    else:
+        say("no node has a program; start one with: meshnode start --app MODULE:ATTR")
+
+
+def _get(node: str | None, path: str) -> Any:
+    from meshnode.cli.client import get
+    from meshnode.local_nodes import find
+
+    return get(find(node), path)
+
+
+def _tags(tags: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(tags.items()))
+
+
+def _plain(value: Any) -> object:
+    return ", ".join(map(str, value)) or None if isinstance(value, list) else value
+
+
+def _total(value: Any) -> object:
+    """A count, or the sum of counts by reason."""
+    return sum(value.values()) if isinstance(value, dict) else 0 if value is None else value

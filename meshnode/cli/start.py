@@ -1,0 +1,160 @@
+"""start: run one node until it is told to leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshnode.config import Config
+    from meshnode.runtime.node import Node
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="A node to join by; repeat for more.")
+@click.option("--name", help="What this node is called; the host's name and an id if left out.")
+@click.option("--bind", metavar="ADDR", help="The address to listen on [127.0.0.1].")
+@click.option("--port", metavar="N", type=int, help="The base port [7700]; 0 takes free ones.")
+@click.option("--advertise", metavar="HOST[:PORT]", help="What others reach this node by, if not the bind address.")
+@click.option("--tag", "tags", metavar="K=V", multiple=True, help="A capability others can select by; repeat for more.")
+@click.option("--app", metavar="MODULE:ATTR", help="The app to run, from the current directory or installed.")
+@click.option("--workers", metavar="N", type=int, help="Worker processes [1].")
+@click.option("--worker-threads", metavar="N", type=int, help="Tasks each worker runs at once [8].")
+@click.option("--role", metavar="node|client", help="A client runs no work and never votes [node].")
+@click.option("--data-dir", metavar="DIR", type=PATH, help="Where identity and logs are kept; without it nothing is.")
+@click.option("--config", "file", metavar="FILE", type=PATH, help="A TOML file of settings.")
+@click.option("--log-level", metavar="L", help="debug, info, warning or error [info].")
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "text"]),
+    default="auto",
+    help="auto: text in a terminal, JSON elsewhere.",
+)
+@click.option("--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected.")
+@click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30].")
+@click.option("--ready-file", metavar="FILE", type=PATH, help="Written, whole, as JSON once the node serves.")
+def start(
+    seeds: tuple[str, ...],
+    tags: tuple[str, ...],
+    file: Path | None,
+    log_format: Literal["auto", "json", "text"],
+    **settings: Any,
+) -> None:
+    """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
+    from meshnode.cli.settings import load
+    from meshnode.observe.logs import configure_logs
+    from meshnode.runtime.node import run
+
+    config = load(file, seeds=seeds or None, tags=_tags(tags) if tags else None, **settings)
+    configure_logs(config.log_level, form=log_format)
+    run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    import asyncio
+
+    from meshnode.errors import ConfigError, MeshError
+    from meshnode.runtime.node import Node
+
+    if config.ready_file is not None:
+        # A file of an earlier run would tell that this one serves already.
+        config.ready_file.unlink(missing_ok=True)
+    told = _stop_on_signals()
+    try:
+        node = Node(config)
+        try:
+            starting = asyncio.ensure_future(node.start())
+            await _first_of(starting, told.wait())
+            if starting.done():
+                await starting
+                await _run(node, told)
+            else:
+                starting.cancel()
+                await asyncio.wait([starting])
+        finally:
+            await node.stop()
+    except ConfigError as error:
+        # The command was right; what it asked for can't be had here (a taken port, say): failed, not wrong usage.
+        raise MeshError(str(error)) from None
+
+
+async def _run(node: Node, told: asyncio.Event) -> None:
+    from meshnode.local_nodes import registered
+
+    with registered(node.ready, node.token):
+        if node.config.ready_file is not None:
+            _write_whole(node.config.ready_file, node.ready)
+        _greet(node)
+        await _first_of(told.wait(), node.wait_left())
+        await node.leave()
+
+
+async def _first_of(*work: Any) -> None:
+    import asyncio
+
+    tasks = [asyncio.ensure_future(one) for one in work]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, given in zip(tasks, work, strict=True):
+        if task is not given:
+            task.cancel()
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second SIGINT ends the process at once."""
+    import asyncio
+
+    told = asyncio.Event()
+
+    def interrupt() -> None:
+        if told.is_set():
+            os._exit(130)
+        told.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    return told
+
+
+def _greet(node: Node) -> None:
+    import sys
+
+    from meshnode.cli.output import say
+
+    if not sys.stderr.isatty():
+        return  # there the log says it, one JSON object a line
+    ready = node.ready
+    say(f"{ready['name']} serves. Others join with: meshnode start --seed {ready['gossip']}")
+    if ready["http"]:
+        say(f"HTTP on http://{ready['http']}/status. Ctrl-C leaves the mesh.")
+
+
+def _write_whole(path: Path, value: dict[str, Any]) -> None:
+    import json
+
+    from meshnode.errors import MeshError
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(value) + "\n")
+        aside.replace(path)
+    except OSError as error:
+        raise MeshError(f"ready file {path}: {error.strerror}") from None
+
+
+def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{pair!r} is not K=V; write for example gpu=yes", param_hint="--tag")
+        tags[key] = value
+    return tags

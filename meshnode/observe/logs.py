@@ -1,0 +1,108 @@
+"""Structured logs on stderr: one JSON object a line, or readable lines in a terminal. Secrets never reach either.
+
+Set up once, by the process that starts a node. Records of the standard library (uvicorn, asyncio) take the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+
+HIDDEN = "[hidden]"
+LogFormat = Literal["auto", "json", "text"]
+
+_SECRET_NAME = re.compile(
+    r"(?i)(^|[_.-])(token|secret|password|passwd|passphrase|api_?key|private_?key|authorization)s?$"
+)
+_SECRET_VARIABLE = re.compile(r"(?i)(key|token|secret|password)$")
+# A bearer token, credentials in an address, and keys in the form providers give them out.
+_SECRET_TEXT = re.compile(r"(?i)(?<=bearer )[\w.~+/=-]+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|\bsk-[\w-]{8,}")
+_MIN_SECRET = 8  # shorter values of variables named like secrets are "1" or "none", and would hide plain words
+
+
+def configure_logs(level: str, *, form: LogFormat = "auto", stream: TextIO | None = None) -> None:
+    """Log to `stream` (stderr) from `level` on. "auto": readable in a terminal, JSON elsewhere."""
+    out = stream or sys.stderr
+    readable = form == "text" or (form == "auto" and out.isatty())
+    render: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        if readable
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
+            Redaction(secrets_of(os.environ)),
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    handler = _ToStructlog()
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+class Redaction:
+    """A structlog processor that hides values by their name, and known or recognisable secrets inside any text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = sorted((re.escape(secret) for secret in secrets), key=len, reverse=True)
+        self._known = re.compile("|".join(known)) if known else None
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Redact one event."""
+        del logger, method
+        for name, value in event.items():
+            event[name] = self._clean(name, value)
+        # Formatted here, so that a secret in an exception's text or a traceback is seen, too.
+        if event.get("exc_info"):
+            structlog.processors.format_exc_info(None, "", event)
+            event["exception"] = self._text(str(event.get("exception", "")))
+        return event
+
+    def _clean(self, name: str, value: Any) -> Any:
+        if name == "exc_info":
+            return value
+        if _SECRET_NAME.search(name) and value is not None:
+            return HIDDEN
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, Mapping):
+            return {key: self._clean(str(key), inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._clean("", inner) for inner in value]
+        return value if value is None or isinstance(value, int | float) else self._text(str(value))
+
+    def _text(self, text: str) -> str:
+        if self._known is not None:
+            text = self._known.sub(HIDDEN, text)
+        return _SECRET_TEXT.sub(HIDDEN, text)
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """The values of environment variables that are named like secrets (LM_KEY, …_TOKEN, …)."""
+    return [value for name, value in environment.items() if _SECRET_VARIABLE.search(name) and len(value) >= _MIN_SECRET]
+
+
+def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy for showing: what is named like a secret, or looks like one, is hidden."""
+    redaction = Redaction(secrets_of(os.environ))
+    return {name: redaction._clean(name, value) for name, value in values.items()}
+
+
+class _ToStructlog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on, under its logger's name."""
+        log = structlog.get_logger()
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info or None)
