@@ -71,15 +71,12 @@ def load(directory: Path | None = None) -> tuple[list[Example], list[Example]]:
 def collect(library: Path) -> dict[str, list[str]]:
     """Each module's distinct docstrings, cleaned and masked, in the order of its sorted files."""
     found: dict[str, dict[str, None]] = defaultdict(dict)  # a dict for its order: module -> text -> None
-    for path in sorted(library.rglob("*.py")):
-        place = path.relative_to(library)
-        parts = place.with_suffix("").parts
-        if any(part in _LEFT_OUT or (part.startswith("_") and part != "__init__") for part in parts):
-            continue
+    for path in _public_files(library):
+        module = path.relative_to(library).with_suffix("").parts[0]
         for docstring in _docstrings(path):
-            text = clean(docstring, parts[0])
+            text = clean(docstring, module)
             if len(text.split()) >= MIN_WORDS:
-                found[parts[0]][text] = None
+                found[module][text] = None
     owners: dict[str, int] = defaultdict(int)
     for texts in found.values():
         for text in texts:
@@ -126,6 +123,16 @@ def write(directory: Path) -> tuple[Path, Path]:
     for path, examples in zip(paths, split(collect(Path(sysconfig.get_paths()["stdlib"]))), strict=True):
         path.write_text("".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples))
     return paths
+
+
+def _public_files(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.iterdir()):
+        if path.stem in _LEFT_OUT or (path.stem.startswith("_") and path.stem != "__init__"):
+            continue
+        if path.suffix == ".py":
+            yield path
+        elif path.is_dir():
+            yield from _public_files(path)
 
 
 def _docstrings(path: Path) -> Iterator[str]:
