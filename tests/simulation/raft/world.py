@@ -1,0 +1,129 @@
+"""A whole cluster under a virtual clock: `World(seed).run()` lives through one history and raises if a promise broke.
+
+The seed decides everything: how many nodes, their settings, every delay and every fault.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import deque
+from typing import Any
+
+from consensus.raft import Configuration, Settings, Stored, founding
+from consensus.raft.messages import Message
+from tests.simulation.network import Clock, Network
+from tests.simulation.raft.checker import Operation, is_linearizable
+from tests.simulation.raft.clients import KEYS, Client
+from tests.simulation.raft.host import Host
+from tests.simulation.raft.invariants import Truth, check
+from tests.simulation.raft.nemesis import Nemesis
+
+CHAOS_S = 3.0
+HEALING_S = 12.0
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.clock = Clock()
+        self.network = Network(self.clock, rng)
+        self.trace = 0
+        self.notes: deque[str] = deque(maxlen=60)
+        self.tick_s = 0.02
+        self.settings = Settings(
+            election_timeout_ticks=10,
+            heartbeat_ticks=rng.choice((2, 3)),
+            lease_ticks=6,
+            disk_timeout_ticks=20,
+            max_append_bytes=rng.choice((60, 400, 100_000)),
+            max_append_entries=rng.choice((1, 3, 1000)),
+            window_messages=rng.choice((1, 2, 8)),
+            window_bytes=rng.choice((100, 100_000)),
+            chunk_bytes=rng.choice((40, 1000)),
+            retained_entries=rng.choice((0, 0, 5)),
+        )
+        self.membership_churns = rng.random() < 0.5
+        self.clocks_jump = rng.random() < 0.3
+        # A lease trusts clocks: it is not offered where they jump.
+        self.lease_reads = not self.clocks_jump and rng.random() < 0.5
+        self.snapshot_every = rng.choice((10, 30, 1_000_000))
+        self.think_s = rng.choice((0.005, 0.03))
+        self.reply_loss = rng.choice((0.0, 0.1))
+        self.effects_until_crash: int | None = None
+        self.lease_reads_served = 0
+        self.acknowledged = 0
+        self.most_hosts = 7
+        self.written: dict[str, list[Any]] = {key: [None] for key in KEYS}
+        self.history: dict[str, list[Operation]] = {key: [] for key in KEYS}
+        founders = Configuration(tuple(f"n{number}" for number in range(1, rng.choice((1, 2, 3, 3, 3, 5, 5)) + 1)))
+        self.truth = Truth(founders)
+        self.hosts: dict[str, Host] = {}
+        for _ in founders.voters:
+            self.add_host(founding(founders))
+        self.clients = [Client(self, f"c{number}") for number in range(1, 5)]
+        self.nemesis = Nemesis(self)
+
+    def add_host(self, stored: Stored | None = None) -> None:
+        """A founder, or a newcomer with nothing on its disk."""
+        name = f"n{len(self.hosts) + 1}"
+        host = self.hosts[name] = Host(self, name, stored or Stored())
+        if self.lease_reads:
+            host.tick_s *= self.rng.uniform(0.95, 1.05)  # clocks drift
+        self.network.attach(name, host.receive)
+
+    def send(self, source: str, target: str, message: Message) -> None:
+        self.note(source, target, type(message).__name__)
+        self.network.send(source, target, message)
+
+    def is_crash_due(self) -> bool:
+        if self.effects_until_crash is None:
+            return False
+        self.effects_until_crash -= 1
+        if self.effects_until_crash > 0:
+            return False
+        self.effects_until_crash = None
+        return True
+
+    def note(self, *what: str) -> None:
+        """One step of the trace: all notes, in order, make its fingerprint."""
+        line = f"{self.clock.now:.4f} {' '.join(what)}"
+        self.trace = zlib.crc32(line.encode(), self.trace)
+        self.notes.append(line)
+
+    def run(self) -> World:
+        """Chaos, then healing, then all must agree, serve, and have told clients nothing but the truth."""
+        self.clock.run_until(CHAOS_S)
+        self.nemesis.end()
+        goal = {client.name: client.done + 2 for client in self.clients}
+        served = self.clock.run_until(
+            self.clock.now + HEALING_S, lambda: all(client.done >= goal[client.name] for client in self.clients)
+        )
+        check(served, "a healed cluster serves; only", *(f"{each.name}:{each.done}" for each in self.clients))
+        for client in self.clients:
+            client.is_stopped = True
+        check(self.clock.run_until(self.clock.now + HEALING_S, self._has_converged), "a healed cluster converges")
+        self._judge()
+        return self
+
+    def _has_converged(self) -> bool:
+        if any(client.operation is not None for client in self.clients):
+            return False
+        leaders = [host for host in self.hosts.values() if host.core.leader == host.name]
+        if len(leaders) != 1:
+            return False
+        configuration, index = leaders[0].core.configuration, leaders[0].core.state.log.last_index
+        return not configuration.outgoing and all(
+            self.hosts[node].core.state.applied_index == index for node in configuration.members
+        )
+
+    def _judge(self) -> None:
+        members = next(host for host in self.hosts.values() if host.core.leader == host.name).core.configuration.members
+        for node in members:
+            machine = self.hosts[node].machine
+            check(machine.values == self.truth.reference.values, f"{node} has the state all agreed on")
+        writes = [each for key in KEYS for each in self.history[key] if each.action[0] != "read"]
+        check(self.truth.reference.runs == len(writes), "every command was applied once")
+        for key in KEYS:
+            check(is_linearizable(self.history[key]), f"the history of {key} is linearizable")
