@@ -301,15 +301,19 @@ class Log:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
 
-        def resolve(result: Any, error: BaseException | None) -> None:
+        def resolve(result: Any, error: Exception | None) -> None:
             if not future.done():
                 future.set_result(result) if error is None else future.set_exception(error)
 
         def work() -> None:
+            result: Any = None
+            error: Exception | None = None
             try:
-                result, error = job(), None
+                result = job()
             except OSError as caught:
-                result, error = None, failed(self._files.path, caught)
+                error = failed(self._files.path, caught)
+            except Exception as caught:  # a defect of ours; the thread must live on to say so
+                error = caught
             loop.call_soon_threadsafe(resolve, result, error)
 
         self._jobs.put(work)

@@ -90,10 +90,9 @@ class LogFiles:
         # The oldest first, so that a crash between two leaves no gap.
         while len(self._segments) > 1 and self._segments[1][1] <= index + 1:
             self._disk.remove(segment_path(self._directory, self._segments[0][0]))
+            self._disk.sync_directory(self._directory)
             del self._segments[0]
             removed += 1
-        if removed:
-            self._disk.sync_directory(self._directory)
         return removed
 
     def close(self) -> None:
