@@ -105,7 +105,7 @@ def count_tokens(text: str) -> int:
     return -(-len(text) // 4)
 
 
-# Evaluation sends the same demonstrations with every question; as real servers cache a prompt's prefix.
+# As real servers cache a prompt's prefix: evaluation sends the same demonstrations with every question.
 _index = lru_cache(maxsize=64)(Index)
 
 

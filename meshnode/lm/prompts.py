@@ -26,6 +26,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -37,7 +38,7 @@ _TAIL = "Respond with the corresponding output fields, starting with the field "
 _NOTE = re.compile(r"^\{(\w+)\}[ \t]+# note: the value you produce (.+)$", re.MULTILINE)
 _ABSENT = "Not supplied for this particular example."
 _REASONING = frozenset({"reasoning", "rationale"})
-_ASKED = re.compile(r"(?:\A|\n)([A-Z][\w -]{0,39}):[ \t]*\Z")
+_ASKED = re.compile(r"([A-Z][\w -]{0,39}:)[ \t]*")
 _LABEL = re.compile(r"[A-Z][\w -]{0,39}:")
 
 
@@ -129,24 +130,38 @@ def _default(note: str) -> str:
 
 
 def _read_plain(text: str) -> Prompt:
-    asked = _ASKED.search(text)
+    body, _, last_line = f"\n{text.rstrip()}".rpartition("\n")
+    asked = _ASKED.fullmatch(last_line)
     if asked is None:
         return Prompt("plain", question=text)
-    label = asked[1]
-    body = text[: asked.start()]
-    solved = list(re.finditer(rf"^{re.escape(label)}:[ \t]*(\S.*)$", body, re.MULTILINE))
-    question = body[solved[-1].end() :] if solved else body
-    first = _LABEL.match(question.lstrip())
+    output = asked[1]
+    shown_end = _end_of_solved(body, output)
+    question = body[shown_end:].strip()
+    first = _LABEL.match(question)
+    label = first[0] if first else ""
+    return Prompt("plain", _demonstrations(body[:shown_end], label, output), question.removeprefix(label).strip())
+
+
+def _end_of_solved(body: str, output: str) -> int:
+    """Where the last line ends that has the output label and a value; 0 if there is none."""
+    start = len(body)
+    while (start := body.rfind(f"\n{output}", 0, start)) != -1:
+        line = body[start + 1 :].partition("\n")[0]
+        if line.removeprefix(output).strip():
+            return start + 1 + len(line)
+    return 0
+
+
+@lru_cache(maxsize=64)  # evaluation shows the same demonstrations with every question
+def _demonstrations(shown: str, label: str, output: str) -> tuple[Demonstration, ...]:
+    """What lies before each line with the output label, from the input label on, and that line's value."""
+    # What precedes the first input label is the instruction; its words are not the demonstration's.
+    begin = re.compile(rf"^{re.escape(label)}", re.MULTILINE)
     start = 0
-    demonstrations = []
-    for match in solved:
-        shown = _without_preamble(body[start : match.start()], first[0] if first else "")
-        demonstrations.append(Demonstration(shown, {"": match[1].strip()}))
-        start = match.end()
-    return Prompt("plain", tuple(demonstrations), question.strip().removeprefix(first[0] if first else "").strip())
-
-
-def _without_preamble(block: str, label: str) -> str:
-    # The instruction stands before the first demonstration's input; its words are not the demonstration's.
-    found = re.search(rf"^{re.escape(label)}", block, re.MULTILINE)
-    return (block[found.end() :] if label and found else block).strip()
+    found = []
+    for solved in re.finditer(rf"^{re.escape(output)}[ \t]*(\S.*)$", shown, re.MULTILINE):
+        block = shown[start : solved.start()]
+        begins = begin.search(block) if label else None
+        found.append(Demonstration(block[begins.end() if begins else 0 :].strip(), {"": solved[1].strip()}))
+        start = solved.end()
+    return tuple(found)

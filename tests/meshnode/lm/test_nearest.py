@@ -72,6 +72,11 @@ def test_a_line_inside_the_question_that_looks_like_a_label_stays_text() -> None
     assert answer(plain("Gamma.\nReturns: the widget", shown)) == "second"
 
 
+def test_white_space_at_the_end_of_the_prompt_and_labels_without_a_value_mean_nothing() -> None:
+    text = "Docstring: alpha\nModule: first\n\nDocstring: beta\nModule: \n\nDocstring: alpha\nModule: \n\n"
+    assert answer([Message("user", text)]) == "first"
+
+
 def test_identifiers_count_whole_and_by_their_parts() -> None:
     assert terms("read_JSONLine") == ["read_jsonline", "read", "json", "line"]
     assert terms("HTTPServer2 os.path") == ["httpserver2", "http", "server", "2", "os", "path"]
