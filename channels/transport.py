@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
+import msgspec
+
 from channels.errors import Fault
 
 ChannelName: TypeAlias = Literal["inference", "coordination", "telemetry", "real_time"]
@@ -17,33 +19,21 @@ CHANNEL_NAMES: tuple[ChannelName, ...] = ("inference", "coordination", "telemetr
 MakeError: TypeAlias = Callable[[Fault], Exception]
 
 
-class Incoming:
+class Incoming(msgspec.Struct, gc=False):
     """One request or event as its handler sees it.
 
     `peer` is the sender's node id as the link knows it; `deadline` is on the running loop's clock (`loop.time()`),
     whatever the sender's wall clock says; `stream` is true if the caller asked for a streamed reply; `context`
-    carries trace headers.
+    carries trace headers. (A struct because it is made for every message: 0.1 us instead of 0.5.)
     """
 
-    __slots__ = ("body", "channel", "command", "context", "deadline", "peer", "stream")
-
-    def __init__(
-        self,
-        channel: ChannelName,
-        peer: str,
-        command: str,
-        body: bytes,
-        deadline: float,
-        stream: bool = False,
-        context: Mapping[str, str] | None = None,
-    ) -> None:
-        self.channel = channel
-        self.peer = peer
-        self.command = command
-        self.body = body
-        self.deadline = deadline
-        self.stream = stream
-        self.context = context
+    channel: ChannelName
+    peer: str
+    command: str
+    body: bytes
+    deadline: float
+    stream: bool = False
+    context: Mapping[str, str] | None = None
 
 
 #: What a handler returns: bytes at once (the fast path: no task is made), an awaitable of bytes, an asynchronous

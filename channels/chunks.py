@@ -1,0 +1,185 @@
+"""Large bodies, in pieces: no body holds the loop, the wire, or the peer's memory beyond its limit.
+
+A body above `chunk_from` is cut into chunks; only `chunk_window` of them are on the way to one peer at a time, whatever
+the number of bodies, which take turns. Each chunk is acknowledged when it was taken. The message itself follows the
+last chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of their own,
+so they are neither encoded nor decoded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from channels.envelope import Chunk, ChunkAck, Event, Part, Request, Response, Whole
+from channels.errors import Fault
+from channels.peers import Peer
+from channels.spec import ChannelSpec
+from channels.statistics import Drops
+
+#: Transfers that one peer may have begun and not finished here.
+MAX_TRANSFERS = 256
+
+
+class Outgoing:
+    """A body on its way."""
+
+    __slots__ = ("body", "chunks", "message", "next", "transfer")
+
+    def __init__(self, transfer: int, message: Any, body: bytes, chunk_bytes: int) -> None:
+        self.transfer = transfer
+        self.message = message
+        self.body = memoryview(body)
+        self.chunks = -(-len(body) // chunk_bytes)
+        self.next = 0
+
+
+class Lane:
+    """All that goes to and comes from one peer in chunks."""
+
+    __slots__ = ("incoming", "incoming_bytes", "refused", "under_way", "waiting", "waiting_bytes")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Outgoing] = deque()
+        self.waiting_bytes = 0
+        self.under_way = 0
+        self.incoming: dict[int, list[bytes]] = {}
+        self.incoming_bytes = 0
+        self.refused: deque[int] = deque(maxlen=MAX_TRANSFERS)
+
+
+class Chunks:
+    """The chunked bodies of one channel.
+
+    `post(peer, message, size)` sends a message with the tick's packet, `send(peer, message, body)` one chunk at once
+    (False: not now), `refuse(peer, message, fault)` tells that a message could not be delivered.
+    """
+
+    def __init__(
+        self,
+        spec: ChannelSpec,
+        post: Callable[[Peer, Any, int], None],
+        send: Callable[[Peer, Any, memoryview], bool],
+        refuse: Callable[[Peer, Any, Fault], None],
+        drops: Drops,
+    ) -> None:
+        self._spec = spec
+        self._post = post
+        self._send = send
+        self._refuse = refuse
+        self._drops = drops
+        self._lanes: dict[str, Lane] = {}
+        self._count = 0
+
+    def room(self, peer: Peer, size: int) -> bool:
+        """Whether a body of `size` bytes may wait for this peer."""
+        lane = self._lanes.get(peer.id)
+        return lane is None or not lane.waiting or lane.waiting_bytes + size <= self._spec.queue_bytes
+
+    def start(self, peer: Peer, message: Any, body: bytes) -> None:
+        """Send `message`, whose body field is empty, with `body`."""
+        self._count += 1
+        lane = self._lane(peer)
+        lane.waiting.append(Outgoing(self._count, message, body, self._spec.chunk_bytes))
+        lane.waiting_bytes += len(body)
+        self.pump(peer)
+
+    def pump(self, peer: Peer) -> None:
+        """Send what the window allows."""
+        lane = self._lanes.get(peer.id)
+        if lane is None or peer.path is None:
+            return
+        size = self._spec.chunk_bytes
+        while lane.waiting and lane.under_way < self._spec.chunk_window:
+            out = lane.waiting[0]
+            piece = out.body[out.next * size : (out.next + 1) * size]
+            if not self._send(peer, Chunk(out.transfer, out.next, len(out.body)), piece):
+                return
+            out.next += 1
+            lane.under_way += 1
+            if out.next == out.chunks:
+                lane.waiting.popleft()
+                lane.waiting_bytes -= len(out.body)
+                self._post(peer, Whole(out.transfer, out.chunks, out.message), 0)
+            else:
+                lane.waiting.rotate(-1)
+
+    def on_chunk(self, peer: Peer, chunk: Chunk, body: bytes | None) -> None:
+        """Take a chunk, or refuse its transfer."""
+        lane = self._lane(peer)
+        if chunk.transfer in lane.refused:
+            self._post(peer, ChunkAck(chunk.transfer, chunk.index), 0)
+            return
+        pieces = lane.incoming.get(chunk.transfer)
+        fault = self._check(lane, pieces, chunk, body)
+        if fault is not None:
+            self._drops.count(fault.code)
+            self._forget(lane, chunk.transfer)
+            lane.refused.append(chunk.transfer)
+            self._post(peer, ChunkAck(chunk.transfer, chunk.index, fault), 0)
+            return
+        if pieces is None:
+            pieces = lane.incoming[chunk.transfer] = []
+        if body is not None and chunk.index == len(pieces):
+            pieces.append(body)
+            lane.incoming_bytes += len(body)
+            self._post(peer, ChunkAck(chunk.transfer, chunk.index), 0)
+
+    def _check(self, lane: Lane, pieces: list[bytes] | None, chunk: Chunk, body: bytes | None) -> Fault | None:
+        if chunk.size > self._spec.body_bytes:
+            return Fault("too_large", f"a body of {chunk.size} bytes exceeds the limit of {self._spec.body_bytes}")
+        if body is None or len(body) > self._spec.chunk_bytes:
+            return Fault("malformed", f"chunk {chunk.index} of transfer {chunk.transfer} has no proper body frame")
+        if pieces is None and (chunk.index != 0 or len(lane.incoming) >= MAX_TRANSFERS):
+            return Fault("overloaded", "too many transfers, or one that began before we did", 0.1)
+        if lane.incoming_bytes + len(body) > max(self._spec.queue_bytes, self._spec.body_bytes):
+            return Fault("overloaded", "too many bytes in unfinished transfers", 0.1)
+        return None
+
+    def on_ack(self, peer: Peer, ack: ChunkAck) -> None:
+        """A chunk has arrived there: send the next, or stop if the transfer is refused."""
+        lane = self._lane(peer)
+        lane.under_way = max(0, lane.under_way - 1)
+        if ack.fault is not None:
+            for out in lane.waiting:
+                if out.transfer == ack.transfer:
+                    lane.waiting.remove(out)
+                    lane.waiting_bytes -= len(out.body)
+                    self._refuse(peer, out.message, ack.fault)
+                    break
+        self.pump(peer)
+
+    def on_whole(self, peer: Peer, whole: Whole) -> Request | Response | Part | Event | None:
+        """The message with its body back, or None if a part of it is missing."""
+        lane = self._lane(peer)
+        pieces = lane.incoming.get(whole.transfer)
+        if pieces is None or len(pieces) != whole.chunks:
+            self._forget(lane, whole.transfer)
+            self._drops.count("incomplete")
+            return None
+        body = b"".join(pieces)
+        self._forget(lane, whole.transfer)
+        message = whole.message
+        if isinstance(message, Request | Event):
+            message.args = body
+        elif isinstance(message, Response):
+            message.result = body
+        else:
+            message.body = body
+        return message
+
+    def reset(self, peer: Peer) -> None:
+        """The link is lost: nothing of what was under way will be completed."""
+        lane = self._lanes.pop(peer.id, None)
+        if lane is not None:
+            self._drops.count("unreachable", len(lane.waiting))
+
+    def _forget(self, lane: Lane, transfer: int) -> None:
+        lane.incoming_bytes -= sum(map(len, lane.incoming.pop(transfer, ())))
+
+    def _lane(self, peer: Peer) -> Lane:
+        lane = self._lanes.get(peer.id)
+        if lane is None:
+            lane = self._lanes[peer.id] = Lane()
+        return lane

@@ -1,0 +1,196 @@
+"""The sending side: messages wait in a peer's outbox and leave together, one packet per peer and tick of the loop.
+
+Packing is what makes small messages cheap: 256 calls in flight cost a few packets, not 256. A packet is closed at
+`packet_bytes`, so that no decode holds the loop for long. When the wire takes nothing more, the messages stay and the
+channel's loss rule is applied to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from channels import backlog
+from channels.envelope import VERSION, Chunk, Packet, Reliable
+from channels.peers import Peer, Peers
+from channels.spec import ChannelSpec
+from channels.statistics import Drops
+from channels.wire import Wire
+
+#: What an envelope adds to a body, about; counted so that many small messages fill a packet, too.
+OVERHEAD = 48
+
+
+class Outbox:
+    """Sends for one channel.
+
+    `local(messages)` takes what this node sends to itself; `busy()` asks for the sweep, which tries again.
+    """
+
+    def __init__(
+        self,
+        spec: ChannelSpec,
+        wire: Wire,
+        encode: Callable[[Packet], bytes],
+        session: int,
+        wall: float,
+        drops: Drops,
+        local: Callable[[Peer, list[Any]], None],
+        busy: Callable[[], None],
+    ) -> None:
+        self._spec = spec
+        self._wire = wire
+        self._encode = encode
+        self._session = session
+        self._wall = wall  # wall clock minus monotonic clock
+        self._drops = drops
+        self._local = local
+        self._busy = busy
+        self._loop = asyncio.get_running_loop()
+        self._dirty: list[Peer] = []
+        self._flushing = False
+        self.peers: Peers  # set by the channel, which makes both
+        self.closed = False
+
+    def push(self, peer: Peer, message: Any, size: int) -> None:
+        """Put a message into the packet that leaves at the end of this tick."""
+        peer.outbox.append(message)
+        peer.out_bytes += size + OVERHEAD
+        if not peer.dirty:
+            self.mark(peer)
+        if len(peer.outbox) > self._spec.queue_messages or peer.out_bytes > self._spec.queue_bytes:
+            if not peer.blocked:
+                self.send(peer)  # a burst within one tick is no overload as long as the wire takes it
+            elif len(peer.outbox) > self._spec.queue_messages * 5 // 4:
+                self._shorten(peer)  # a quarter at a time, for it walks the whole queue
+
+    def mark(self, peer: Peer) -> None:
+        """This peer has something to send in this tick."""
+        peer.dirty = True
+        self._dirty.append(peer)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what this tick brought together."""
+        self._flushing = False
+        if not self._dirty or self.closed:
+            return
+        dirty, self._dirty = self._dirty, []
+        for peer in dirty:
+            peer.dirty = False
+            self.send(peer)
+        self._wire.flushed()
+
+    def send(self, peer: Peer) -> None:
+        """Send what waits for one peer, or as much as the wire takes."""
+        path, outbox = peer.path, peer.outbox
+        if not outbox:
+            return
+        if path is None:
+            self.peers.open(peer, time.monotonic())
+            self._busy()
+            self._shorten(peer)
+            return
+        if path.link is None:
+            peer.outbox, peer.out_bytes = [], 0
+            self._local(peer, outbox)
+            return
+        now = time.monotonic()
+        peer.used_at = now
+        peer.blocked = False
+        while outbox:
+            whole = peer.out_bytes <= self._spec.packet_bytes
+            some = outbox if whole else _packetful(outbox, self._spec.packet_bytes)
+            frame = self._encode(Packet(VERSION, self._session, now + self._wall, some))
+            sent = self._wire.send(path, frame)
+            if sent == "sent":
+                traffic = peer.traffic
+                traffic.sent += len(some)
+                traffic.packets_sent += 1
+                traffic.bytes_sent += len(frame)
+                if whole:
+                    peer.outbox, peer.out_bytes = [], 0
+                    return
+                outbox = peer.outbox = outbox[len(some) :]
+                peer.out_bytes -= _bytes(some)
+            elif sent == "full":
+                self._blocked(peer)
+                self._shorten(peer)
+                return
+            else:
+                self._gone(peer, now)
+                return
+        peer.out_bytes = 0
+
+    def send_chunk(self, peer: Peer, chunk: Chunk, piece: memoryview) -> bool:
+        """Send one chunk of a large body at once; False if the wire takes nothing now."""
+        path = peer.path
+        if path is None:
+            return False
+        now = time.monotonic()
+        frame = self._encode(Packet(VERSION, self._session, now + self._wall, [chunk]))
+        sent = self._wire.send(path, frame, piece)
+        if sent != "sent":
+            if sent == "full":
+                self._blocked(peer)
+            else:
+                self._gone(peer, now)
+            return False
+        peer.used_at = now
+        peer.traffic.packets_sent += 1
+        peer.traffic.bytes_sent += len(frame) + len(piece)
+        if not peer.dirty:
+            self.mark(peer)  # so that the wire is asked for arrivals when this tick's sending is done
+        return True
+
+    def _blocked(self, peer: Peer) -> None:
+        peer.blocked = True
+        self._busy()
+
+    def _gone(self, peer: Peer, now: float) -> None:
+        path = peer.path
+        if path is not None:
+            self._wire.disconnect(path)
+            self.peers.on_down(path, now, "the connection was lost")
+
+    def _shorten(self, peer: Peer) -> None:
+        """Apply the loss rule to what waits."""
+        waiting, rule, most = peer.outbox, self._spec.loss_rule, self._spec.queue_messages
+        if rule == "oldest":
+            kept = backlog.keep_latest(waiting, most)
+            self._drops.count("overflow", len(waiting) - len(kept))
+        elif rule == "newest":
+            fresh = backlog.keep_fresh(waiting, time.monotonic() + self._wall)
+            kept = backlog.keep_newest(fresh, most)
+            self._drops.count("stale", len(waiting) - len(fresh))
+            self._drops.count("superseded", len(fresh) - len(kept))
+        else:
+            return
+        if len(kept) < len(waiting):
+            peer.outbox, peer.out_bytes = kept, _bytes(kept)
+
+
+def size_of(message: Any) -> int:
+    """The bytes of a message's body."""
+    if isinstance(message, Reliable):
+        message = message.message
+    body = getattr(message, "args", None) or getattr(message, "body", None) or getattr(message, "result", None)
+    return len(body) if isinstance(body, bytes) else 0
+
+
+def _bytes(messages: list[Any]) -> int:
+    return sum(map(size_of, messages)) + OVERHEAD * len(messages)
+
+
+def _packetful(messages: list[Any], most: int) -> list[Any]:
+    """As many of the first messages as fit a packet, at least one."""
+    total = 0
+    for n, message in enumerate(messages):
+        total += size_of(message) + OVERHEAD
+        if total > most and n:
+            return messages[:n]
+    return messages

@@ -1,0 +1,92 @@
+"""Time on one channel: one coarse timer instead of one per call.
+
+While something waits, a sweep every `SWEEP_S` finds what is past its deadline, was cancelled, or is due to be tried
+again; with nothing waiting there is no timer. Housekeeping once a second closes idle links and tells subscriptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from channels.envelope import Cancel, Window
+from channels.errors import Fault
+from channels.peers import Peer
+
+if TYPE_CHECKING:
+    from channels.router import Router
+
+SWEEP_S = 0.025
+HOUSEKEEPING_S = 1.0
+#: How much faster than ours a peer's clock may run before its deadlines look late.
+DRIFT_PER_S = 1e-4
+
+
+class Sweep:
+    """The timers of one channel."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._loop = asyncio.get_running_loop()
+        self.timer: asyncio.TimerHandle | None = None
+        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+
+    def arm(self) -> None:
+        """Something waits: look at it soon."""
+        if self.timer is None and not self._router.closed:
+            self.timer = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def stop(self) -> None:
+        """No more timers."""
+        self._housekeeping.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _sweep(self) -> None:
+        self.timer = None
+        router, now = self._router, time.monotonic()
+        for call_id, (future, peer, deadline, _) in list(router.calls.items()):
+            if future.done() or now >= deadline:
+                self._stop_waiting(call_id, peer, cancelled=future.done())
+        for stream in list(router.streams.values()):
+            if now >= stream.deadline:
+                self._stop_waiting(stream.id, stream.peer, cancelled=False)
+        router.service.sweep(now)
+        router.peers.sweep(now)
+        busy = bool(router.calls or router.streams or router.service.works)
+        for peer in router.peers:
+            waits = bool(peer.outbox)
+            if router.delivery is not None and router.delivery.sweep(peer, now):
+                waits = True
+            if waits and peer.path is None:
+                router.peers.open(peer, now)
+            busy = busy or waits or peer.opening is not None or peer.blocked
+        router.unblock()
+        if busy:
+            self.arm()
+
+    def _stop_waiting(self, call_id: int, peer: Peer, *, cancelled: bool) -> None:
+        """Nobody waits for a call any more: it was cancelled, or its time is up; tell the peer to stop working."""
+        router = self._router
+        if cancelled:
+            router.fail(peer, call_id, None)
+        else:
+            never_seen = peer.path is None and not peer.session
+            code, what = ("unreachable", "no link to") if never_seen else ("deadline_exceeded", "no reply from")
+            router.fail(peer, call_id, Fault(code, f"{what} {peer.id} on {router.name} in the time given"))
+        if peer.path is not None:
+            router.post(peer, Cancel(call_id), 0)
+
+    def _keep_house(self) -> None:
+        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        router, now = self._router, time.monotonic()
+        router.peers.close_idle(now)
+        for peer in router.peers:
+            if peer is not router.me:
+                peer.lag += DRIFT_PER_S * HOUSEKEEPING_S
+                if peer.granted < router.spec.in_flight and len(router.service.works) < router.limits.serving // 4:
+                    peer.granted = router.spec.in_flight
+                    router.push(peer, Window(peer.granted), 0)
+        if router.topics.wanted():
+            router.tell_subscriptions(now - router.timing.refresh_s)
