@@ -93,9 +93,10 @@ def _here(
     """In this process: a node of its own, a client of the mesh if there are seeds."""
     import msgspec
 
+    from meshnode import Node
+    from meshnode.cli.loop import run
     from meshnode.cli.settings import load
     from meshnode.observe.logs import configure_logs
-    from meshnode.runtime.node import Node, run
 
     config = load(
         None,

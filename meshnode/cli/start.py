@@ -12,8 +12,7 @@ import click
 if TYPE_CHECKING:
     import asyncio
 
-    from meshnode.config import Config
-    from meshnode.runtime.node import Node
+    from meshnode import Config, Node
 
 PATH = click.Path(path_type=Path)
 
@@ -50,10 +49,12 @@ def start(
 ) -> None:
     """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
     from meshnode.cli.settings import load
-    from meshnode.observe.logs import configure_logs
-    from meshnode.runtime.node import run
 
     config = load(file, seeds=seeds or None, tags=_tags(tags) if tags else None, **settings)
+
+    from meshnode.cli.loop import run
+    from meshnode.observe.logs import configure_logs
+
     configure_logs(config.log_level, form=log_format)
     run(_serve(config))
 
@@ -61,8 +62,7 @@ def start(
 async def _serve(config: Config) -> None:
     import asyncio
 
-    from meshnode.errors import ConfigError, MeshError
-    from meshnode.runtime.node import Node
+    from meshnode import ConfigError, MeshError, Node
 
     if config.ready_file is not None:
         # A file of an earlier run would tell that this one serves already.

@@ -1,0 +1,126 @@
+"""What the log says, and what it never says."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from meshnode.observe.logs import HIDDEN, configure_logs, hide_secrets, secrets_of
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def logged(level: str = "info", **options: Any) -> tuple[io.StringIO, Any]:
+    out = io.StringIO()
+    configure_logs(level, stream=out, **options)
+    return out, structlog.get_logger()
+
+
+def one(out: io.StringIO) -> dict[str, Any]:
+    (line,) = out.getvalue().splitlines()
+    value: dict[str, Any] = json.loads(line)
+    return value
+
+
+def test_without_a_terminal_each_line_is_one_json_object() -> None:
+    out, log = logged()
+    log.info("serving", node="a", term=3)
+    event = one(out)
+    assert (event["event"], event["level"], event["node"], event["term"]) == ("serving", "info", "a", 3)
+    assert event["timestamp"].endswith("Z")
+
+
+def test_in_a_terminal_lines_are_for_people() -> None:
+    out = Terminal()
+    configure_logs("info", stream=out)
+    structlog.get_logger().warning("seed unreachable", seed="host-a:7700")
+    assert "seed unreachable" in out.getvalue()
+    assert not out.getvalue().startswith("{")
+    assert HIDDEN not in out.getvalue()
+
+
+def test_lines_below_the_level_are_dropped() -> None:
+    out, log = logged("warning")
+    log.info("chatter")
+    logging.getLogger("uvicorn.error").info("chatter")
+    assert out.getvalue() == ""
+
+
+def test_the_standard_librarys_records_take_the_same_way() -> None:
+    out, _ = logged()
+    logging.getLogger("asyncio").error("slow: %s", "Bearer abc.def-ghi")
+    event = one(out)
+    assert (event["level"], event["logger"], event["event"]) == ("error", "asyncio", f"slow: Bearer {HIDDEN}")
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "TOKEN", "lm_token", "api_key", "apikey", "db.password", "authorization", "secrets"]
+)
+def test_values_named_like_secrets_are_hidden(name: str) -> None:
+    out, log = logged()
+    log.info("x", **{name: "value-1"}, nested={"deeper": [{name: "value-2"}]})
+    assert "value" not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["tokens_used", "key", "monkey", "keyboard", "node", "secretary"])
+def test_other_names_are_shown(name: str) -> None:
+    out, log = logged()
+    log.info("x", **{name: "value-1"})
+    assert one(out)[name] == "value-1"
+
+
+@pytest.mark.parametrize(
+    "text", ["Authorization: bearer s3cr3t-x", "https://user:s3cr3t-x@host/p", "key sk-s3cr3t-x was refused"]
+)
+def test_secrets_inside_texts_are_hidden(text: str) -> None:
+    out, log = logged()
+    log.info(text, detail=text, error=ValueError(text), parts=(text,))
+    assert "s3cr3t" not in out.getvalue()
+    assert out.getvalue().count(HIDDEN) == 4
+
+
+def test_the_environments_secrets_are_hidden_wherever_they_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_KEY", "plain-looking-value")
+    monkeypatch.setenv("SHORT_TOKEN", "none")
+    out, log = logged()
+    try:
+        raise ValueError("refused plain-looking-value, none other")
+    except ValueError:
+        log.exception("plain-looking-value failed", url="http://x/?q=plain-looking-value")
+    assert "plain-looking" not in out.getvalue()
+    event = one(out)
+    assert "Traceback" in event["exception"]
+    assert "none other" in event["exception"]
+
+
+def test_only_variables_named_like_secrets_count() -> None:
+    environment = {"LM_KEY": "a-long-value", "HOME": "/home/someone", "A_PASSWORD": "short", "X_TOKEN": "long-enough"}
+    assert secrets_of(environment) == ["a-long-value", "long-enough"]
+
+
+def test_settings_are_shown_without_their_secrets() -> None:
+    assert hide_secrets({"port": 7700, "api_key": "x", "url": "redis://a:b@h", "none": None}) == {
+        "port": 7700,
+        "api_key": HIDDEN,
+        "url": f"redis://{HIDDEN}@h",
+        "none": None,
+    }
