@@ -1,0 +1,287 @@
+"""One round of the Byzantine vote under a virtual clock: honest validators are the production core, liars are ours.
+
+A seed draws everything: how many validators, which of them lie and how, what the network loses, doubles, delays and
+cuts, who crashes between which two effects. After `good_from` the network is good and liveness is owed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from consensus.bft.certificate import certificate_error
+from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Status, Vote, digest_of
+from consensus.bft.node import Decided, Effect, Equivocation, Persist, Send, Simplex, Timing, Undecided
+from consensus.bft.quorum import Round
+from tests.simulation.network import Clock, Faults, Network
+
+TICK_S = 0.01
+TIMING = Timing(timeout=10, growth=2, resend=5, deadline=3000)
+
+
+def sign_with(secret: bytes, message: bytes) -> bytes:
+    # Stands for Ed25519: only who has the secret can make it. Public keys here are hashes of secrets.
+    return hashlib.sha256(secret + message).digest() * 2
+
+
+class Keys:
+    """Secrets of all validators; `verify` looks the secret up by its public key, as no real verifier could."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.secrets = {name: hashlib.sha256(b"secret " + name.encode()).digest() for name in names}
+        self._by_public = {hashlib.sha256(secret).digest(): secret for secret in self.secrets.values()}
+
+    def public(self, name: str) -> bytes:
+        return hashlib.sha256(self.secrets[name]).digest()
+
+    def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
+        secret = self._by_public.get(public)
+        return secret is not None and signature == sign_with(secret, message)
+
+
+@dataclass
+class World:
+    """A round. `make` builds a validator's core, so that a test can build a broken one."""
+
+    seed: int
+    make: Callable[..., Simplex] = Simplex
+    good_from: float = 4.0
+    violations: list[str] = field(default_factory=list)
+    trace: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.clock = Clock()
+        faults = Faults(
+            loss=self.rng.choice((0.0, 0.1, 0.4)),
+            duplication=self.rng.choice((0.0, 0.2)),
+            reorder=self.rng.choice((0.0, 0.5)),
+            delay_max=self.rng.choice((0.002, 0.05, 0.3)),
+        )
+        self.network = Network(self.clock, self.rng, faults)
+        names = [f"v{number}" for number in range(self.rng.choice((4, 4, 4, 7, 7, 10, 5)))]
+        self.keys = Keys(names)
+        self.round = Round("mesh", f"round {self.seed}", {name: self.keys.public(name) for name in names})
+        self.stale = Round("mesh", "an earlier round", self.round.validators)
+        self.liars = set(self.rng.sample(names, self.rng.randint(0, self.round.f)))
+        self.honest = [name for name in names if name not in self.liars]
+        self.disks: dict[str, list[Persist]] = {name: [] for name in names}
+        self.cores: dict[str, Simplex] = {}
+        self.outcomes: dict[str, Decided | Undecided] = {}
+        self.seen_values: list[bytes] = [b"value of " + name.encode() for name in names]
+        self.certificates: dict[tuple[int, int], set[bytes]] = {}
+        self.twins: dict[str, list[tuple[Simplex, Callable[[list[Effect]], None]]]] = {}
+        self.usurpers: dict[str, set[int]] = {}  # liar: iterations it has proposed in
+
+    # Running.
+
+    def run(self, until: float = 40.0) -> None:
+        for name in self.honest:
+            self._boot(name)
+            self._tick(name)
+        for liar in self.liars:
+            self.network.attach(liar, partial(self._lie, liar))
+            self.clock.call_later(self.rng.uniform(0, 0.2), partial(self._rant, liar))
+            style = self.rng.choice(("twins", "usurper", "usurper", "ranter"))
+            if style == "twins":
+                self._boot_twins(liar)
+            elif style == "usurper":
+                self.usurpers[liar] = set()
+        self._schedule_faults()
+        self.clock.call_at(self.good_from, self._heal)
+        self.clock.run_until(until, lambda: all(isinstance(self.outcomes.get(n), Decided) for n in self.honest))
+        self._judge()
+
+    def _boot(self, name: str) -> None:
+        core = self._core(name, self.round, b"value of " + name.encode(), self.disks[name])
+        self.cores[name] = core
+        self.network.attach(name, lambda source, message: self._receive(name, source, message))
+        self._perform(name, core, core.start())
+
+    def _core(self, name: str, the_round: Round, value: bytes, signed: Iterable[Persist]) -> Simplex:
+        secret = self.keys.secrets[name]
+        return self.make(
+            the_round,
+            name,
+            value,
+            sign=lambda message: sign_with(secret, message),
+            verify=self.keys.verify,
+            validate=lambda candidate: candidate.startswith(b"value of "),
+            timing=TIMING,
+            signed=list(signed),
+        )
+
+    def _tick(self, name: str) -> None:
+        core = self.cores.get(name)
+        if core is not None:
+            self._perform(name, core, core.tick())
+        self.clock.call_later(TICK_S, lambda: self._tick(name))
+
+    def _receive(self, name: str, source: str, message: Message) -> None:
+        core = self.cores.get(name)
+        if core is not None:
+            self._perform(name, core, core.step(source, message))
+
+    def _perform(self, name: str, core: Simplex, effects: list[Effect]) -> None:
+        for effect in effects:
+            # A crash can come between any two effects: what was not persisted yet never happened.
+            if self.clock.now < self.good_from and self.rng.random() < 0.002:
+                self._crash(name)
+                return
+            self.trace.update(repr((round(self.clock.now, 9), name, effect)).encode())
+            match effect:
+                case Persist():
+                    self.disks[name].append(effect)
+                case Send():
+                    self._observe(name, effect.message)
+                    for target in [effect.to] if effect.to else [n for n in self.round.order if n != name]:
+                        self.network.send(name, target, effect.message)
+                case Decided() | Undecided():
+                    self._on_outcome(name, effect)
+                case Equivocation():
+                    if effect.first.signer in self.honest:
+                        self.violations.append(f"{effect.first.signer} is honest and equivocated: {effect}")
+
+    def _crash(self, name: str) -> None:
+        self.cores.pop(name, None)
+        self.network.detach(name)
+        self.clock.call_later(self.rng.uniform(0.01, 1.0), lambda: self._boot(name))
+
+    def _schedule_faults(self) -> None:
+        names = list(self.round.order)
+        for _ in range(self.rng.randint(0, 3)):
+            start = self.rng.uniform(0, self.good_from)
+            side = set(self.rng.sample(names, self.rng.randint(1, len(names) - 1)))
+            self.clock.call_at(start, partial(self.network.partition, side, set(names) - side))
+            self.clock.call_at(start + self.rng.uniform(0.1, 2.0), self.network.heal)
+        if self.rng.random() < 0.3:
+            one, other = self.rng.sample(names, 2)
+            self.network.cut_one_way(one, other)
+
+    def _heal(self) -> None:
+        self.network.heal()
+        self.network.faults = Faults()
+
+    # Liars: everything a holder of a key can send, to whom it likes.
+
+    def _boot_twins(self, liar: str) -> None:
+        for number in (1, 2):
+            twin = self._core(liar, self.round, f"value of twin {number} of {liar}".encode(), [])
+
+            def perform(effects: list[Effect], number: int = number) -> None:
+                for effect in effects:
+                    if isinstance(effect, Send):
+                        targets = [effect.to] if effect.to else self.honest
+                        for index, target in enumerate(targets):
+                            if index % 2 == number % 2 or self.rng.random() < 0.1:
+                                self.network.send(liar, target, effect.message)
+
+            def tick(twin: Simplex = twin, perform: Callable[[list[Effect]], None] = perform) -> None:
+                perform(twin.tick())
+                self.clock.call_later(TICK_S, tick)
+
+            self.twins.setdefault(liar, []).append((twin, perform))
+            perform(twin.start())
+            tick()
+
+    def _lie(self, liar: str, source: str, message: Message) -> None:
+        for twin, perform in self.twins.get(liar, []):
+            perform(twin.step(source, message))
+        if liar in self.usurpers and isinstance(message, Vote | Certificate):
+            for iteration in (message.iteration, message.iteration + 1):
+                self._usurp(liar, iteration)
+        if self.rng.random() < 0.1:  # replay to somebody
+            self.network.send(liar, self.rng.choice(self.honest), message)
+        if isinstance(message, Vote) and self.rng.random() < 0.3:
+            self._say(liar, self._forged(message))
+        if isinstance(message, Certificate) and self.rng.random() < 0.3:
+            other = digest_of(self.rng.choice(self.seen_values))
+            self._say(liar, Certificate(message.iteration, message.phase, other, message.signatures))
+            doubled = message.signatures[:1] * len(message.signatures)
+            self._say(liar, Certificate(message.iteration, message.phase, message.value_digest, doubled))
+
+    def _usurp(self, liar: str, iteration: int) -> None:
+        """In every iteration it leads, a fresh value that ignores what was notarized before, or garbage."""
+        if self.round.leader(iteration) != liar or iteration in self.usurpers[liar]:
+            return
+        self.usurpers[liar].add(iteration)
+        value = self.rng.choice((b"value of the usurper", b"garbage"))
+        ballot = self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode()
+        proposal = Proposal(iteration, value, 0, sign_with(self.keys.secrets[liar], ballot))
+        for target in self.honest:
+            self.network.send(liar, target, proposal)
+
+    def _forged(self, vote: Vote) -> Vote:
+        other = digest_of(self.rng.choice(self.seen_values))
+        return Vote(vote.iteration, vote.phase, other, vote.signer, vote.signature)
+
+    def _rant(self, liar: str) -> None:
+        secret = self.keys.secrets[liar]
+        for _ in range(self.rng.randint(1, 4)):
+            iteration = self.rng.randint(1, 1 + max((core.iteration for core in self.cores.values()), default=1))
+            phase = self.rng.choice((Phase.NOTARIZE, Phase.DUMMY, Phase.FINALIZE))
+            value = self.rng.choice([*self.seen_values, b"garbage"])
+            digest = DUMMY if phase is Phase.DUMMY else digest_of(value)
+            the_round = self.rng.choice((self.round, self.round, self.stale))
+            signature = sign_with(secret, the_round.ballot(iteration, phase, digest).encode())
+            self._say(liar, Vote(iteration, phase, digest, liar, signature))
+            proof = sign_with(secret, self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode())
+            self._say(liar, Proposal(iteration, value, self.rng.randint(0, iteration), proof, ()))
+        self._say(liar, Status(self.rng.randint(0, 5), digest_of(self.rng.choice(self.seen_values))))
+        if self.clock.now < 3 * self.good_from:
+            self.clock.call_later(self.rng.uniform(0.05, 0.5), lambda: self._rant(liar))
+
+    def _say(self, liar: str, message: Message) -> None:
+        for target in self.honest:
+            if self.rng.random() < 0.5:
+                self.network.send(liar, target, message)
+
+    # Judging.
+
+    def _observe(self, name: str, message: Message) -> None:
+        certificates = (
+            [message]
+            if isinstance(message, Certificate)
+            else list(message.justification)
+            if isinstance(message, Proposal)
+            else []
+        )
+        for certificate in certificates:
+            error = certificate_error(certificate, self.round, self.keys.verify)
+            if error is not None:
+                self.violations.append(f"{name} is honest and sent a certificate that does not hold: {error}")
+            self.certificates.setdefault((certificate.iteration, certificate.phase), set()).add(
+                certificate.value_digest
+            )
+
+    def _on_outcome(self, name: str, outcome: Decided | Undecided) -> None:
+        before = self.outcomes.get(name)
+        if isinstance(before, Decided) and isinstance(outcome, Decided) and before.value != outcome.value:
+            self.violations.append(f"{name} decided twice, differently")
+        if not isinstance(before, Decided):
+            self.outcomes[name] = outcome
+
+    def _judge(self) -> None:
+        decided = {outcome.value for outcome in self.outcomes.values() if isinstance(outcome, Decided)}
+        if len(decided) > 1:
+            self.violations.append(f"honest validators decided differently: {decided}")
+        finalized = {d for (_, phase), digests in self.certificates.items() if phase == Phase.FINALIZE for d in digests}
+        if len(finalized) > 1:
+            self.violations.append("two certificates for one round")
+        for value in decided:
+            if not value.startswith(b"value of "):
+                self.violations.append(f"an invalid value was decided: {value!r}")
+        missing = [name for name in self.honest if not isinstance(self.outcomes.get(name), Decided)]
+        if missing:
+            iterations = {name: core.iteration for name, core in self.cores.items()}
+            self.violations.append(f"undecided on a good network: {missing}, iterations {iterations}")
+
+
+def run(seed: int, make: Callable[..., Simplex] = Simplex) -> World:
+    """One seed, judged: `violations` is empty if all held."""
+    world = World(seed, make)
+    world.run()
+    return world
