@@ -81,9 +81,9 @@ class Prober:
         self._relays: dict[int, _Relay] = {}
         self._retries: dict[str, tuple[int, int]] = {}  # node id: earliest tick of the next retry, current back-off
         self._retried: dict[int, Known] = {}
-        self._identified: dict[int, Holder] = {}
+        self._identified: dict[int, tuple[Holder, bool]] = {}
         beliefs.suspected = self._on_suspected
-        beliefs.twin = lambda record: self.identify(Holder(record.name, record.address, record.started))
+        beliefs.twin = lambda record: self.identify(Holder(record.name, record.address, record.started), joining=False)
 
     def probe_next(self) -> int:
         """Probe the next member; returns in how many ticks the next call is due."""
@@ -130,11 +130,11 @@ class Prober:
         self._retried[sequence] = target
         self._timers.after(self._settings.probe_interval_ticks, self._retried.pop, sequence, None)
 
-    def identify(self, holder: Holder) -> None:
-        """Find out whether another process answers by this node's identity."""
+    def identify(self, holder: Holder, *, joining: bool) -> None:
+        """Find out whether another process answers by this node's identity. Who joins yields; else the younger."""
         self._sequence += 1
         me = self._beliefs.me
-        self._identified[self._sequence] = holder
+        self._identified[self._sequence] = (holder, joining)
         self._timers.after(self._settings.probe_interval_ticks, self._identified.pop, self._sequence, None)
         ping = Ping(self._sequence, me.record.node_id, me.record.node_id, me.load)
         self._out.append(Send(holder.address, ping))
@@ -168,11 +168,11 @@ class Prober:
             if retried.state == "alive":
                 self._out.append(SendReliable(ack.source, self.offer()))
             return
-        holder = self._identified.pop(ack.sequence, None)
+        holder, joining = self._identified.pop(ack.sequence, (None, False))
         me = self._beliefs.me.record
         if holder is None or ack.source != me.node_id or ack.started == me.started:
             return
-        if ack.started < me.started:
+        if joining or ack.started < me.started:
             self._out.append(Duplicated(Holder(holder.name, holder.address, ack.started)))
         else:
             self._out.append(Send(holder.address, Twin(me.name, me.address, me.started)))

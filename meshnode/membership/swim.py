@@ -181,7 +181,7 @@ class Swim:
                 prober.on_stranger(message.sequence, source)
             case Twin():
                 if message.started < self.me.started:
-                    prober.identify(Holder(message.name, message.address, message.started))
+                    prober.identify(Holder(message.name, message.address, message.started), joining=False)
             case Answer():
                 self._out.append(Answered(message.number, message.source, message.payload))
         return self._take()
@@ -189,6 +189,11 @@ class Swim:
     def reached(self, ping: Ping) -> Ack:
         """The answer to a ping that came over the coordination channel."""
         return Ack(ping.sequence, self.me.node_id, self.me.started, self._beliefs.me.load, [self._beliefs.me.alive])
+
+    def meet(self, alive: bytes) -> list[Effect]:
+        """Take in a member's own record (an encoded Alive), as a seed hands it over."""
+        self._beliefs.learn(alive)
+        return self._take()
 
     def offer(self) -> Exchange:
         """The first half of a state exchange, to be sent to a member."""
@@ -220,8 +225,8 @@ class Swim:
         return self._take()
 
     def identify(self, holder: Holder) -> list[Effect]:
-        """Find out whether another process answers by our identity; if so, `Duplicated` follows."""
-        self._prober.identify(holder)
+        """Before joining: find out whether another process answers by our identity; if so, `Duplicated` follows."""
+        self._prober.identify(holder, joining=True)
         return self._take()
 
     def doubt(self, node_id: str) -> list[Effect]:

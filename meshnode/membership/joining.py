@@ -1,0 +1,168 @@
+"""The first contact: from a seed's address to its record and the mesh's id.
+
+    joiner                                   member (any)
+      JoinRequest, padded  ───────────────>
+                           <───────────────  JoinAnswer: mesh id, its own record, who holds the joiner's identity
+                                             or JoinRefusal: another mesh, or "I am still joining myself"
+      PushPull over the coordination channel: everything else
+
+The answer is never longer than the request and the member keeps no state, so a forged source gains nothing. All
+addresses of all seeds are asked at once; what answers first is taken. If nothing lets us in, the round is repeated
+with back-off until the time is up; the error then names every seed and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from meshnode.config import split_address
+from meshnode.errors import ConfigError, JoinError, MeshError
+from meshnode.membership.datagrams import Datagrams, SocketAddress, address_of
+from meshnode.membership.messages import JoinAnswer, JoinRefusal, JoinRequest
+
+_ANSWER_S = 0.6  # how long one request waits for its answer
+_RESEND_S = 0.2
+_ENTER_S = 5.0  # how long the state exchange with a seed may take before the next seed is tried
+_BACKOFF_S, _BACKOFF_MAX_S = 0.1, 2.0
+_PADDED = 1150
+
+
+class Refused(Exception):
+    """A seed said no. `final`: asking again can't help."""
+
+    def __init__(self, reason: str, *, final: bool) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class Itself(Exception):
+    """The seed's address is our own."""
+
+
+@dataclass
+class Joining:
+    """Asks seeds. `seal` makes a datagram of a request, `enter(answer)` does the rest once a member answered.
+
+    `enter` raises Refused if it can't be done with that member.
+    """
+
+    datagrams: Datagrams
+    seal: Callable[[JoinRequest], bytes]
+    enter: Callable[[JoinAnswer], Awaitable[None]]
+    node_id: str
+    name: str
+    mesh_id: str | None
+    _waiting: dict[bytes, asyncio.Future[JoinAnswer | JoinRefusal]] = field(default_factory=dict)
+
+    async def join(self, seeds: Sequence[str], timeout_s: float) -> bool:
+        """Get in through any seed. False if there is nobody to join: we are to found the mesh ourselves.
+
+        That is so if every seed is ourselves, or if we are the first seed and no other is in a mesh yet; so one list
+        of seeds can be given to all nodes. Raises JoinError.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        backoff, rounds = _BACKOFF_S, 0
+        while True:
+            reasons: dict[str, Exception] = {}
+            if await self._round(seeds, reasons, deadline):
+                return True
+            rounds += 1
+            ours = [isinstance(reasons.get(seed), Itself) for seed in seeds]
+            if all(ours) or (ours[0] and rounds >= 2):
+                return False
+            others = [reason for reason in reasons.values() if not isinstance(reason, Itself)]
+            hopeless = all(isinstance(reason, Refused) and reason.final for reason in others)
+            if hopeless or loop.time() + backoff >= deadline:
+                told = "; ".join(f"{seed}: {reasons[seed]}" for seed in seeds)
+                raise JoinError(f"no seed let us in ({told})")
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _BACKOFF_MAX_S)
+
+    def answered(self, answer: JoinAnswer | JoinRefusal) -> None:
+        """A join answer came in; one that nobody waits for is ignored."""
+        waiting = self._waiting.get(answer.nonce)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    def is_own(self, request: JoinRequest) -> bool:
+        """Whether this request is one of ours that came back: the seed's address is our own."""
+        waiting = self._waiting.get(request.nonce)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(Itself("this node's own address"))
+        return waiting is not None
+
+    async def _round(self, seeds: Sequence[str], reasons: dict[str, Exception], deadline: float) -> bool:
+        tasks = {asyncio.ensure_future(self._ask(seed, deadline)): seed for seed in seeds}
+        pending = set(tasks)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        answer = task.result()
+                        async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + _ENTER_S)):
+                            await self.enter(answer)
+                    except (Refused, Itself, MeshError) as error:
+                        reasons[tasks[task]] = error
+                    except TimeoutError:
+                        reasons[tasks[task]] = Refused("it answered by UDP, but not in time by TCP", final=False)
+                    else:
+                        return True
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return False
+
+    async def _ask(self, seed: str, deadline: float) -> JoinAnswer:
+        try:
+            split_address(seed)
+            addresses = await asyncio.wait_for(self.datagrams.resolve(seed), 5.0)
+        except ConfigError as error:
+            raise Refused(str(error), final=True) from None
+        except TimeoutError:
+            raise Refused("resolving the name took too long", final=False) from None
+        except OSError as error:
+            raise Refused(f"the name can't be resolved ({error.strerror})", final=False) from None
+        asked = [asyncio.ensure_future(self._ask_address(address, deadline)) for address in addresses]
+        failure: Exception = Refused("it has no address", final=False)
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    return await answer
+                except Itself:
+                    raise
+                except Refused as error:
+                    failure = error
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raise failure
+
+    async def _ask_address(self, address: SocketAddress, deadline: float) -> JoinAnswer:
+        loop = asyncio.get_running_loop()
+        request = JoinRequest(os.urandom(16), self.node_id, self.name, self.mesh_id or "")
+        bare = len(self.seal(request))
+        request = JoinRequest(request.nonce, self.node_id, self.name, request.mesh_id, bytes(max(0, _PADDED - bare)))
+        datagram = self.seal(request)
+        answer = self._waiting[request.nonce] = loop.create_future()
+        until = min(deadline, loop.time() + _ANSWER_S)
+        try:
+            while not answer.done() and loop.time() < until:
+                self.datagrams.send_to(address, datagram)
+                await asyncio.wait([answer], timeout=min(_RESEND_S, until - loop.time()))
+            if not answer.done():
+                raise Refused(f"no answer from {address_of(address)}/udp; is a node running there?", final=False)
+            said: JoinAnswer | JoinRefusal = answer.result()
+        finally:
+            del self._waiting[request.nonce]
+            if not answer.done():
+                answer.cancel()
+        if isinstance(said, JoinRefusal):
+            raise Refused(said.reason, final=not said.retry)
+        return said

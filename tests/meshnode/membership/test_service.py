@@ -1,0 +1,274 @@
+"""Membership over real UDP sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from channels.errors import AddressInUse
+from meshnode.errors import ConfigError, JoinError, TooLarge
+from meshnode.membership.datagrams import Plain, open_socket
+from meshnode.membership.messages import Alive, Gossip, JoinAnswer, JoinRequest, Record, decode_datagram, encode
+from meshnode.membership.settings import LAN
+from tests.meshnode.membership.mesh import Mesh, wait_until
+
+
+async def test_five_nodes_that_know_one_seed_converge_in_under_a_second() -> None:
+    async with Mesh(LAN) as mesh:
+        seed = await mesh.start("n0")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*(mesh.start(f"n{i}", seed) for i in range(1, 5)))
+        await wait_until(mesh.converged, within_s=1.0 - (loop.time() - began))
+        for peer in mesh.peers:
+            assert set(peer.introduced) == {other.node_id for other in mesh.peers if other is not peer}
+            assert peer.membership.mesh_id == seed.membership.mesh_id
+
+
+async def test_a_killed_node_is_seen_dead_by_all_in_under_five_seconds_on_the_lan_profile() -> None:
+    async with Mesh(LAN) as mesh:
+        seed = await mesh.start("n0")
+        for i in range(1, 5):
+            await mesh.start(f"n{i}", seed)
+        await wait_until(mesh.converged)
+        await mesh.kill(mesh.peers[3])
+        survivors = [peer for peer in mesh.peers if peer.running]
+        await wait_until(lambda: all(peer.state_of("n3") == "dead" for peer in survivors), within_s=5.0)
+        assert all("n3" in peer.forgotten for peer in survivors)
+
+
+async def test_a_node_that_leaves_is_left_not_dead() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        other = await mesh.start("b", seed)
+        third = await mesh.start("c", other)
+        await wait_until(mesh.converged)
+        await third.membership.leave()
+        await mesh.kill(third)
+        await wait_until(lambda: seed.state_of("c") == other.state_of("c") == "left")
+        assert "dead" not in {change.member.state for change in seed.changes}
+
+
+async def test_a_node_may_return_at_the_same_address_with_a_new_identity() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        before = await mesh.start("b", seed)
+        await wait_until(mesh.converged)
+        port = int(before.address.rpartition(":")[2])
+        await mesh.kill(before)
+        after = await mesh.start("b", seed, port=port)
+        await wait_until(lambda: seed.membership.record(after.node_id) is not None)
+        alive = [m for m in seed.membership.members() if m.name == "b" and m.state == "alive"]
+        await wait_until(lambda: before.node_id not in seed.introduced)
+        assert after.node_id in [m.node_id for m in alive]
+        assert after.membership.me.incarnation == after.membership.record(after.node_id).started  # type: ignore[union-attr]  # it knows itself
+
+
+async def test_a_node_may_return_with_its_identity_at_a_new_address() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        third = await mesh.start("c", seed)
+        before = await mesh.start("b", seed, node_id="b" * 32)
+        await wait_until(mesh.converged)
+        await mesh.kill(before)
+        after = await mesh.start("b", seed, node_id="b" * 32)
+        for peer in (seed, third):
+            await wait_until(lambda peer=peer: peer.introduced.get("b" * 32) == after.membership.me)  # type: ignore[misc]
+        assert after.membership.me.incarnation == after.membership.record("b" * 32).started  # type: ignore[union-attr]
+
+
+async def test_a_copied_identity_is_refused_and_told_who_holds_it() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        original = await mesh.start("original", seed, node_id="b" * 32)
+        with pytest.raises(JoinError, match=f"already runs as 'original' at {original.address}.*identity.key"):
+            await mesh.start("copy", seed, node_id="b" * 32)
+        await wait_until(lambda: seed.state_of("original") == "alive")
+        assert not original.failures
+
+
+async def test_a_copied_identity_is_refused_by_its_own_holder_even_if_the_copys_clock_is_behind() -> None:
+    async with Mesh() as mesh:
+        original = await mesh.start("original", node_id="b" * 32)
+        with pytest.raises(JoinError, match="already runs as 'original'"):
+            await mesh.start("copy", original, node_id="b" * 32, started=17)
+        assert not original.failures
+
+
+async def test_two_meshes_never_merge_by_a_wrong_seed() -> None:
+    async with Mesh() as mesh:
+        ours = await mesh.start("a", mesh_id="1" * 32)
+        with pytest.raises(JoinError, match=f"it belongs to mesh {'1' * 32}, this node to mesh {'2' * 32}"):
+            await mesh.start("b", ours, mesh_id="2" * 32, timeout_s=30)
+        assert ours.states() == {"a": "alive"}
+
+
+async def test_datagrams_of_another_mesh_are_ignored_and_counted() -> None:
+    async with Mesh() as mesh:
+        ours = await mesh.start("a", mesh_id="1" * 32)
+        theirs = await mesh.start("b", mesh_id="2" * 32)
+        stray = Plain().seal(
+            encode(Gossip("b", [encode(Alive(theirs.membership._swim.me))])), theirs.membership.mesh_id
+        )
+        theirs.membership._datagrams.send(ours.address, stray)
+        await wait_until(lambda: ours.membership.statistics().get("dropped_other_mesh") == 1)
+        assert ours.states() == {"a": "alive"}
+
+
+async def test_an_unreachable_seed_is_named_with_the_reason() -> None:
+    async with Mesh() as mesh:
+        with open_socket("127.0.0.1", 0) as nobody:
+            port = nobody.getsockname()[1]
+            with pytest.raises(JoinError, match=rf"127.0.0.1:{port}: no answer.*no-such-host.invalid:7700: the name"):
+                await mesh.start("a", f"127.0.0.1:{port}", "no-such-host.invalid:7700", timeout_s=0.5)
+
+
+async def test_a_seed_that_comes_up_later_is_found() -> None:
+    async with Mesh() as mesh:
+        with open_socket("127.0.0.1", 0) as reserved:
+            port = reserved.getsockname()[1]
+        joining = asyncio.create_task(mesh.start("b", f"localhost:{port}"))
+        await wait_until(lambda: bool(mesh.peers) and mesh.peers[0].membership.statistics().get("sent", 0) > 0)
+        await mesh.start("a", port=port)
+        await joining
+        await wait_until(mesh.converged)
+
+
+async def test_one_list_of_seeds_serves_all_nodes_and_founds_one_mesh() -> None:
+    async with Mesh() as mesh:
+        sockets = [open_socket("127.0.0.1", 0) for _ in range(3)]
+        ports = [each.getsockname()[1] for each in sockets]
+        for each in sockets:
+            each.close()
+        seeds = [f"127.0.0.1:{port}" for port in ports]
+        await asyncio.gather(*(mesh.start(f"n{i}", *seeds, port=port) for i, port in enumerate(ports)))
+        await wait_until(mesh.converged)
+        assert len({peer.membership.mesh_id for peer in mesh.peers}) == 1
+
+
+async def test_a_whole_mesh_that_restarts_at_once_finds_itself_again() -> None:
+    async with Mesh() as mesh:
+        first = await mesh.start("a", mesh_id="1" * 32, join=False)
+        second = await mesh.start("b", mesh_id="1" * 32, join=False)
+        await asyncio.gather(first.membership.join([second.address]), second.membership.join([first.address]))
+        await wait_until(mesh.converged)
+
+
+async def test_a_node_whose_coordination_channel_is_blocked_is_told_so_at_the_join() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        mesh.tcp_blocked = True
+        with pytest.raises(JoinError, match="does not answer"):
+            await mesh.start("b", seed, timeout_s=0.5)
+
+
+async def test_ipv6_nodes_find_each_other() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    async with Mesh() as mesh:
+        seed = await mesh.start("a", host="::1")
+        await mesh.start("b", seed, host="::1")
+        await wait_until(mesh.converged)
+
+
+async def test_a_node_bound_to_all_addresses_meets_ipv4_nodes() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a", host="::", advertise="127.0.0.1")
+        await mesh.start("b", seed)
+        await wait_until(mesh.converged)
+
+
+async def test_tags_programs_and_load_reach_the_others() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        await mesh.start("b", seed)
+        third = await mesh.start("c", seed)
+        third.membership.set_tags({"gpu": "yes"})
+        third.membership.set_programs({"qa"})
+        third.membership.set_load(8, 3)
+        for peer in mesh.peers:
+            await wait_until(
+                lambda peer=peer: any(  # type: ignore[misc]
+                    (m.tags, m.programs, m.slots, m.busy) == ({"gpu": "yes"}, frozenset({"qa"}), 8, 3)
+                    for m in peer.membership.members()
+                )
+            )
+        assert third.changes[-1].member == third.membership.me
+
+
+async def test_metadata_above_the_cap_is_refused_and_the_cap_named() -> None:
+    async with Mesh() as mesh:
+        peer = await mesh.start("a")
+        with pytest.raises(TooLarge, match="the cap is 512"):
+            peer.membership.set_tags({"story": "x" * 600})
+        assert peer.membership.me.tags == {}
+
+
+async def test_garbage_and_unpadded_joins_get_no_answer_and_leave_the_node_alive() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        small = Plain().seal(encode(JoinRequest(b"n" * 16, "x" * 32, "x", "")), None)
+        with open_socket("127.0.0.1", 0) as stranger:
+            host, _, port = seed.address.rpartition(":")
+            mesh_id = seed.membership.mesh_id
+            junk = [b"", b"mn\x01", b"\xff" * 1400, small, Plain().seal(b"\x91" * 900, mesh_id)]
+            for datagram in junk:
+                stranger.sendto(datagram, (host, int(port)))
+            await wait_until(lambda: seed.membership.statistics().get("received") == len(junk))
+            with pytest.raises(BlockingIOError):
+                stranger.recv(2000)
+        statistics = seed.membership.statistics()
+        assert statistics["dropped_malformed"] == 4
+        assert statistics["dropped_unpadded_join"] == 1
+        await mesh.start("b", seed)
+        await wait_until(mesh.converged)
+
+
+async def test_the_answer_to_a_join_is_not_longer_than_the_request() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        request = Plain().seal(encode(JoinRequest(b"n" * 16, "x" * 32, "x", "", bytes(1000))), None)
+        with open_socket("127.0.0.1", 0) as stranger:
+            host, _, port = seed.address.rpartition(":")
+            stranger.sendto(request, (host, int(port)))
+            answer = await asyncio.get_running_loop().sock_recv(stranger, 2000)
+        assert isinstance(decode_datagram(Plain().open(answer, None)[0]), JoinAnswer)
+        assert len(answer) <= len(request)
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with open_socket("127.0.0.1", 0) as taken, pytest.raises(AddressInUse, match="taken by another process"):
+        open_socket("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="name an address of this machine"):
+        open_socket("no-such-host.invalid", 0)
+
+
+async def test_a_watcher_sees_every_change_in_order() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        watch = seed.membership.watch()
+        other = await mesh.start("b", seed)
+        await wait_until(mesh.converged)
+        await other.membership.leave()
+        await wait_until(lambda: seed.state_of("b") == "left")
+        seen = [await anext(watch), await anext(watch)]
+        assert [(change.before, change.member.state) for change in seen] == [(None, "alive"), ("alive", "left")]
+
+
+async def test_round_trips_of_probes_are_measured() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a")
+        other = await mesh.start("b", seed)
+        await wait_until(lambda: other.node_id in seed.membership.round_trips())
+        assert 0 < seed.membership.round_trips()[other.node_id] < 1
+
+
+def test_a_record_is_refused_above_its_cap() -> None:
+    with open_socket("127.0.0.1", 0) as bound:
+        from meshnode.membership.service import Membership
+
+        record = Record("a" * 32, "a", 1, "127.0.0.1:1", 1, http="h" * 1200)
+        with pytest.raises(TooLarge, match="the cap is 1100"):
+            Membership(record, bound, request=None, introduce=print, forget=print)  # type: ignore[arg-type]  # unused
