@@ -43,7 +43,7 @@ def status(node: str | None, as_json: bool) -> None:
         return
     print_pairs({name: _plain(value) for name, value in found.items() if name != "channels"})
     channels = found.get("channels") or {}
-    counted = ("sent", "received", "in_flight", "queue_depth", "dropped")
+    counted = ("sent", "received", "in_flight", "queued", "dropped", "links")
     print_table(
         ("channel", *(f"#{name.replace('_', ' ')}" for name in counted)),
         ((name, *(_total(counts.get(column)) for column in counted)) for name, counts in channels.items()),

@@ -7,6 +7,7 @@ Names are in base units; labels have few values; no ids of sessions, runs or req
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import median
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -64,22 +65,50 @@ def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:
             yield GaugeMetricFamily(f"meshnode_raft_{name}", text, value=status[name])
 
 
+# What a channel counts: its own name for it, ours, and what it is.
+_COUNTED = (
+    ("sent", "sent_messages", "Messages sent to peers."),
+    ("received", "received_messages", "Messages received from peers."),
+    ("bytes_sent", "sent_bytes", "Bytes sent to peers."),
+    ("bytes_received", "received_bytes", "Bytes received from peers."),
+    ("retried", "retried_messages", "Messages sent again for want of an acknowledgement."),
+    ("gaps", "gaps", "Gaps noticed in what peers publish."),
+)
+_MEASURED = (
+    ("queued", "queue_depth", "Messages waiting to be sent."),
+    ("in_flight", "in_flight", "Calls of ours that wait for a reply."),
+    ("serving", "serving", "Calls of others that are being answered."),
+    ("links", "links", "Peers with a link that is up."),
+)
+
+
 def _channels(channels: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    for direction in ("sent", "received"):
-        for unit in ("messages", "bytes"):
-            counter = CounterMetricFamily(
-                f"meshnode_channel_{direction}_{unit}", f"{unit.capitalize()} {direction}.", labels=["channel"]
-            )
+    for families, kind in ((_COUNTED, CounterMetricFamily), (_MEASURED, GaugeMetricFamily)):
+        for key, name, text in families:
+            family = kind(f"meshnode_channel_{name}", text, labels=["channel"])
             for channel, counts in channels.items():
-                counter.add_metric([channel], counts.get(f"{direction}_{unit}", 0))
-            yield counter
+                family.add_metric([channel], counts.get(key, 0))
+            yield family
     dropped = CounterMetricFamily(
         "meshnode_channel_dropped", "Messages dropped, by the rule that dropped them.", labels=["channel", "reason"]
     )
-    depth = GaugeMetricFamily("meshnode_channel_queue_depth", "Messages waiting to be sent.", labels=["channel"])
     for channel, counts in channels.items():
         for reason, count in (counts.get("dropped") or {}).items():
             dropped.add_metric([channel, reason], count)
-        depth.add_metric([channel], counts.get("queue_depth", 0))
     yield dropped
-    yield depth
+    yield _round_trips(channels)
+
+
+def _round_trips(channels: Mapping[str, Mapping[str, Any]]) -> Metric:
+    """Two figures per channel and none per peer: with a thousand peers that would be thousands of series."""
+    family = GaugeMetricFamily(
+        "meshnode_channel_rtt_seconds",
+        "Round trips: 0.5 is the typical peer's median, 0.99 the worst peer's 99th percentile.",
+        labels=["channel", "quantile"],
+    )
+    for channel, counts in channels.items():
+        measured = [peer["rtt"] for peer in (counts.get("peers") or {}).values() if peer["rtt"]["count"]]
+        if measured:
+            family.add_metric([channel, "0.5"], median(rtt["p50_s"] for rtt in measured))
+            family.add_metric([channel, "0.99"], max(rtt["p99_s"] for rtt in measured))
+    return family

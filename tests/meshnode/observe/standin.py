@@ -64,7 +64,18 @@ class StandIn:
             "commit_index": None,
             "applied_index": None,
             "voters": None,
-            "channels": {"inference": {"sent_messages": 7, "dropped": {"late": 2}, "queue_depth": 1}},
+            "channels": {
+                "inference": {
+                    "sent": 7,
+                    "bytes_sent": 700,
+                    "dropped": {"late": 2},
+                    "queued": 1,
+                    "peers": {
+                        "bb": {"rtt": {"count": 4, "p50_s": 0.5, "p99_s": 0.75}},
+                        "cc": {"rtt": {"count": 0, "p50_s": 0.0, "p99_s": 0.0}},
+                    },
+                }
+            },
         }
 
     def health(self) -> dict[str, Any]:
