@@ -19,7 +19,7 @@ Group commit
     carries what hundreds of callers appended, and its cost is shared; an idle log writes at once.
 
 Failure
-    After any failed write or sync the log is failed: every waiting and later call raises the same LogFailed, and the
+    After any failed write or sync the log is failed: every waiting and later call raises the same WriteFailed, and the
     sync is not tried again (wal_errors.py says why). Opening the log anew finds out what is on disk.
 
 A slow disk shows in `statistics()` (a histogram of sync times) and, while it hangs, in `sync_age_s()`: a leader whose
@@ -69,7 +69,7 @@ def open_log(
     `snapshot_index` is that of the newest snapshot (0: none): entries up to it are not returned, a log that ends
     below it (a crash between saving a leader's snapshot and `begin_at`) begins anew behind it, and one that begins
     above it has a hole, which is damage.
-    Raises DirectoryUnusable, DirectoryInUse, ForeignDirectory, LogDamaged, StorageFull, LogFailed.
+    Raises DirectoryUnusable, DirectoryInUse, ForeignDirectory, LogDamaged, StorageFull, WriteFailed.
     """
     disk = OsDisk() if disk is None else disk
     lock = DirectoryLock(directory)
@@ -180,7 +180,7 @@ class Log:
         self._hard_state = HardState(term, voted_for)
 
     def sync(self) -> Awaitable[None]:
-        """Wait until all that was buffered before this call is on disk. Raises LogFailed, StorageFull, Closed."""
+        """Wait until all that was buffered before this call is on disk. Raises WriteFailed, StorageFull, Closed."""
         self._check_open()
         future = asyncio.get_running_loop().create_future()
         if self._has_buffer():

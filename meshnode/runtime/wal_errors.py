@@ -6,7 +6,7 @@
     ├── ForeignDirectory    it belongs to another mesh or another node
     ├── LogDamaged          bytes that were once durable have changed or are missing (`file`, `offset`)
     ├── SnapshotDamaged     the same, in a snapshot
-    └── LogFailed           a write or a sync failed; this log takes nothing more until it is opened again
+    └── WriteFailed         a write or a sync failed; a log takes nothing more until it is opened again
         └── StorageFull     because there is no space left, or a quota or size limit was met
 
 A failed sync is never tried again: the kernel may have dropped the pages it could not write and report success the
@@ -75,23 +75,23 @@ class SnapshotDamaged(StorageError):
         self.what = what
 
 
-class LogFailed(StorageError):
+class WriteFailed(StorageError):
     """A write or a sync failed: what is on disk is unknown until the log is opened again."""
 
-    code = "log_failed"
+    code = "write_failed"
 
 
-class StorageFull(LogFailed):
-    """There is no space left for the log, or a quota or size limit was met."""
+class StorageFull(WriteFailed):
+    """There is no space left, or a quota or size limit was met."""
 
     code = "storage_full"
 
 
-def failed(path: Path, error: OSError) -> LogFailed:
+def failed(path: Path, error: OSError) -> WriteFailed:
     """The typed error a failed write or sync stands for."""
     if error.errno in _NO_SPACE:
         return StorageFull(f"{path}: no space left to write ({error.strerror}); free some and start the node again")
-    return LogFailed(
+    return WriteFailed(
         f"{path}: writing failed ({error.strerror or error}); it is not tried again, for what is on disk "
         "is unknown now. Check the disk and start the node again"
     )

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshnode.runtime.wal import Log, open_log
 from meshnode.runtime.wal_disk import OsDisk
-from meshnode.runtime.wal_errors import DirectoryUnusable, LogFailed
+from meshnode.runtime.wal_errors import DirectoryUnusable, WriteFailed
 from meshnode.runtime.wal_format import Entry, HardState
 from meshnode.runtime.wal_recovery import Recovered, recover
 from tests.meshnode.runtime.simulated_disk import PowerLoss, SimulatedDisk
@@ -169,7 +169,7 @@ class LogUnderPowerLoss(RuleBasedStateMachine):
         try:
             self.run(self.log.sync)
             self.acknowledged = self.now.copy()
-        except LogFailed:
+        except WriteFailed:
             pass
         self.crash(seed)
 
@@ -180,7 +180,7 @@ class LogUnderPowerLoss(RuleBasedStateMachine):
         self.snapshot_index = max(self.snapshot_index, self.now.next_index - 1)
         steps = iter(range(100))
         self.disk.fail = lambda name: PowerLoss() if next(steps) >= step else None
-        with contextlib.suppress(LogFailed):
+        with contextlib.suppress(WriteFailed):
             self.run(lambda: self.log.compact(self.snapshot_index))
         self.crash(seed)
 
@@ -191,7 +191,7 @@ class LogUnderPowerLoss(RuleBasedStateMachine):
         self.crash(seed, reopen=False)
         steps = iter(range(100))
         self.disk.fail = lambda name: PowerLoss() if next(steps) >= step else None
-        with contextlib.suppress(LogFailed, DirectoryUnusable):
+        with contextlib.suppress(WriteFailed, DirectoryUnusable):
             self.log = self.open()[0]
             self.stop_thread()
         self.disk.crash(random.Random(seed))

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from meshnode.runtime.wal import Log, open_log
 from meshnode.runtime.wal_disk import Disk, OsDisk, OsFile
-from meshnode.runtime.wal_errors import DirectoryUnusable, LogDamaged, LogFailed, StorageFull
+from meshnode.runtime.wal_errors import DirectoryUnusable, LogDamaged, StorageFull, WriteFailed
 from meshnode.runtime.wal_files import LogFiles
 from meshnode.runtime.wal_format import Batch, Entry, HardState
 from meshnode.runtime.wal_recovery import Recovered, recover, segment_path
@@ -233,12 +233,12 @@ async def test_a_failed_sync_fails_the_log_for_good_and_is_not_tried_again(
     log = await start(tmp_path)
     failing.error = OSError(errno.EIO, os.strerror(errno.EIO))
     log.append([(2, 1, 0, b"second")])
-    with pytest.raises(LogFailed, match="Input/output error"):
+    with pytest.raises(WriteFailed, match="Input/output error"):
         await log.sync()
     failing.error = None  # the kernel would report success now
-    with pytest.raises(LogFailed):
+    with pytest.raises(WriteFailed):
         log.append([(2, 1, 0, b"second")])
-    with pytest.raises(LogFailed):
+    with pytest.raises(WriteFailed):
         log.sync()
     assert "Input/output error" in log.statistics()["failed"]
     assert log.durable_index == 1
@@ -262,7 +262,7 @@ async def test_a_failure_reaches_those_who_wait_for_the_next_write_too(
     second = asyncio.ensure_future(log.sync())
     failing.gate.set()
     results = await asyncio.gather(first, second, return_exceptions=True)
-    assert [type(result) for result in results] == [LogFailed, LogFailed]
+    assert [type(result) for result in results] == [WriteFailed, WriteFailed]
     await log.close()
 
 
