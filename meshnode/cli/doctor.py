@@ -6,11 +6,11 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import click
 
 from meshnode.cli.options import json_option, node_option
+from meshnode.config import join_address, split_address
 
 PROBE_TIMEOUT_S = 2.0
 CHANNELS = ("inference", "coordination", "telemetry", "real_time")
@@ -34,6 +34,8 @@ def doctor(seeds: tuple[str, ...], node: str | None, as_json: bool) -> None:
     """Check names, ports and reachability; exit 1 if something is wrong."""
     from meshnode.cli.output import print_json, print_table
 
+    for address in seeds:
+        split_address(address)
     checks = [*_here(), *(check for address in seeds for check in _elsewhere(address)), *_node(node)]
     if as_json:
         print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
@@ -91,31 +93,86 @@ def _node(wanted: str | None) -> Iterator[Check]:
 
 
 def _elsewhere(address: str, name: str = "") -> Iterator[Check]:
-    from meshnode.config import join_address, split_address
-
+    """Everything a joiner needs of a node: its name, its gossip, and the channels it answers to have."""
     host, port = split_address(address)
     title = name or address
     found = _resolve(host)
     if isinstance(found, str):
-        yield Check(
-            f"{title}: name",
-            False,
-            f"{host}: {found}",
-            f"use {host}'s IP address, or add the name to DNS or /etc/hosts",
-        )
+        advice = f"use {host}'s IP address, or add the name to DNS or /etc/hosts"
+        yield Check(f"{title}: name", False, f"{host}: {found}", advice)
         return
     yield Check(f"{title}: name", True, f"{host} is {', '.join(found)}")
-    refusal = _udp_refusal(found[0], port)
-    advice = f"is the node running? let UDP {port} pass the firewall" if refusal else ""
-    yield Check(f"{title}: gossip, UDP {port}", not refusal, refusal or "not refused", advice)
-    # A node with a base port has its channels on the next four; one on free ports tells them only to who joined.
-    for offset, channel in enumerate(CHANNELS, 1):
-        refusal = _tcp_refusal(found[0], port + offset)
-        advice = (
-            f"let TCP {port + offset} pass the firewall; with --port 0 the channels are elsewhere" if refusal else ""
-        )
-        where = join_address(host, port + offset)
-        yield Check(f"{title}: {channel}, TCP {port + offset}", not refusal, refusal or f"{where} accepts", advice)
+    answer = next((told for one in found if not isinstance(told := _ask_gossip(one, port), str)), None)
+    if answer is None:
+        told = _ask_gossip(found[0], port)
+        advice = f"start the node, or let UDP {port} pass the firewalls in both directions"
+        yield Check(f"{title}: gossip, UDP {port}", False, str(told), advice)
+        # Where a node has a base port, its channels have the next four.
+        ports = enumerate(range(port + 1, min(port + 5, 65536)))
+        channels = {CHANNELS[index]: join_address(host, at) for index, at in ports}
+    else:
+        yield Check(f"{title}: gossip, UDP {port}", True, f"{answer.name} of mesh {answer.mesh_id[:12]} answers")
+        channels = {channel: place.removeprefix("tcp://") for channel, place in answer.channels.items()}
+    for channel, place in channels.items():
+        refusal = _tcp_refusal(*split_address(place))
+        advice = f"let TCP to {place} pass; is it an address others can reach? else start with --advertise"
+        yield Check(f"{title}: {channel}, TCP {place}", not refusal, refusal or "accepts", advice if refusal else "")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a node says of itself to who asks to be let in."""
+
+    name: str
+    mesh_id: str
+    channels: dict[str, str]
+
+
+def _ask_gossip(host: str, port: int) -> _Answer | str:
+    """Ask to be let in, as a joining node does, and go no further: the other side keeps nothing of that."""
+    import os
+
+    from meshnode.membership.datagrams import Plain
+    from meshnode.membership.messages import Alive, JoinAnswer, JoinRefusal, JoinRequest, decode_update, encode
+
+    seal = Plain().seal
+    request = seal(encode(JoinRequest(os.urandom(16), os.urandom(16).hex(), "doctor", "", bytes(1100))), None)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.connect((host, port))
+            for timeout_s in (0.3, 0.7):  # a datagram may be lost
+                probe.settimeout(timeout_s)
+                probe.send(request)
+                with contextlib.suppress(TimeoutError):
+                    answer = _read(probe.recv(65536))
+                    break
+            else:
+                return "no answer"
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+    match answer:
+        case JoinAnswer(mesh_id=mesh_id, alive=alive):
+            said = decode_update(alive)
+            if isinstance(said, Alive):
+                return _Answer(
+                    said.record.name, mesh_id, {str(channel): place for channel, place in said.record.channels.items()}
+                )
+        case JoinRefusal(reason=reason):
+            return f"refused: {reason}"
+    return "an answer that is not meshnode's"
+
+
+def _read(datagram: bytes) -> object:
+    import msgspec
+
+    from meshnode.membership.datagrams import Dropped, Plain
+    from meshnode.membership.messages import decode_datagram
+
+    try:
+        return decode_datagram(Plain().open(datagram, None)[0])
+    except (Dropped, msgspec.MsgspecError):
+        return None
 
 
 def _resolve(host: str) -> list[str] | str:
@@ -134,19 +191,3 @@ def _tcp_refusal(host: str, port: int) -> str | None:
         return f"no answer within {PROBE_TIMEOUT_S:g} s"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-
-
-def _udp_refusal(host: str, port: int) -> str | None:
-    """What a machine says to a datagram for a port nobody listens on; a firewall that drops says nothing at all."""
-    family: Any = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
-        probe.settimeout(0.3)
-        try:
-            probe.connect((host, port))
-            probe.send(b"")
-            probe.recv(1)
-        except TimeoutError:
-            return None
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    return None

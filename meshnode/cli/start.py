@@ -72,7 +72,9 @@ async def _serve(config: Config) -> None:
         node = Node(config)
         try:
             starting = asyncio.ensure_future(node.start())
+            telling = asyncio.ensure_future(_tell_while_joining(config))
             await _first_of(starting, told.wait())
+            telling.cancel()
             if starting.done():
                 await starting
                 await _run(node, told)
@@ -84,6 +86,26 @@ async def _serve(config: Config) -> None:
     except ConfigError as error:
         # The command was right; what it asked for can't be had here (a taken port, say): failed, not wrong usage.
         raise MeshError(str(error)) from None
+
+
+async def _tell_while_joining(config: Config) -> None:
+    """Joining retries quietly; who waits for it should know what for."""
+    import asyncio
+
+    import structlog
+
+    if not config.seeds:
+        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + config.join_timeout_s
+    pause_s = 1.0
+    while True:
+        await asyncio.sleep(pause_s)
+        left_s = max(0, round(deadline - loop.time()))
+        structlog.get_logger("meshnode.start").warning(
+            "no seed has let us in yet, trying on", seeds=", ".join(config.seeds), seconds_left=left_s
+        )
+        pause_s = min(pause_s * 2, 10.0)
 
 
 async def _run(node: Node, told: asyncio.Event) -> None:

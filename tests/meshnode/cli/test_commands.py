@@ -240,7 +240,8 @@ async def test_doctor_names_what_can_not_be_reached(meshnode: CommandLine) -> No
     assert not outcome.json["ok"]
     assert checks["runtime directory"]["ok"]
     assert checks[f"127.0.0.1:{port}: gossip, UDP {port}"]["found"] == "connection refused"
-    assert "firewall" in checks[f"127.0.0.1:{port}: coordination, TCP {port + 2}"]["advice"]
+    assert f"let UDP {port} pass the firewalls" in checks[f"127.0.0.1:{port}: gossip, UDP {port}"]["advice"]
+    assert checks[f"127.0.0.1:{port}: coordination, TCP 127.0.0.1:{port + 2}"]["found"] == "connection refused"
     assert "DNS" in checks["no-such-host.invalid:1: name"]["advice"]
 
 
