@@ -49,8 +49,8 @@ class Journal(Protocol):
         """Keep a row; `written` is called on the loop once it is durable, or with what went wrong."""
         ...
 
-    async def close(self) -> None:
-        """Return once all that was added is durable."""
+    async def close(self, result: EvaluationResult | None) -> None:
+        """Return once all that was added is durable; `result`: None if the evaluation failed."""
         ...
 
 
@@ -96,13 +96,15 @@ async def evaluate(
     local: Local | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
-    journal: Journal | None = None,
+    run: Journal | None = None,
 ) -> EvaluationResult:
     """Evaluate a program over all examples and return the rows in input order. The options are those of `Settings`.
 
     examples: a list, any iterator or asynchronous iterator of mappings, or the path of a file of JSON lines.
     `local` runs a task on this process's own workers; without it this node is asked over the mesh. `on_row` gets each
     row in input order, `on_progress` a snapshot now and then; both are called on the loop and must not block.
+    `run` (`journal.start_run`, `journal.resume_run`) keeps finished rows, and those an earlier run kept are not done
+    again.
     Cancelling cancels what is in flight; use `Evaluation` to keep what was done.
 
     Raises InvalidInput (a bad or an empty data set), Unreachable (no node to run it on), UnknownMethod (no such
@@ -118,7 +120,7 @@ async def evaluate(
         total=total,
     )
     return await Evaluation(
-        mesh, program, examples, settings, local=local, on_progress=on_progress, on_row=on_row, journal=journal
+        mesh, program, examples, settings, local=local, on_progress=on_progress, on_row=on_row, run=run
     ).run()
 
 
@@ -145,7 +147,7 @@ class Evaluation:
         local: Local | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         on_row: Callable[[Row], None] | None = None,
-        journal: Journal | None = None,
+        run: Journal | None = None,
     ) -> None:
         self._mesh = mesh
         self._program = program
@@ -153,7 +155,7 @@ class Evaluation:
         self._settings = settings
         self._local = local
         self._on_progress = on_progress
-        self._journal = journal
+        self._journal = run
         self._loop = asyncio.get_running_loop()
         self._me = mesh.me.node_id
         patience_s = AUTO_PATIENCE_S if settings.distributed == "auto" else PATIENCE_S
@@ -198,7 +200,8 @@ class Evaluation:
             await asyncio.gather(*under_way, return_exceptions=True)
             self._scorer.close()
             if self._journal is not None:
-                await self._journal.close()
+                failed = self._done.done() and not self._done.cancelled() and self._done.exception() is not None
+                await self._journal.close(None if failed else self.result())
         self._report()
         return self.result()
 

@@ -295,8 +295,6 @@ class Plan:
 
     def _refresh(self, node: Capacity) -> None:
         """Keep `_open` and `_blocked` true for one node; called whenever anything about it changed."""
-        if self._nodes.get(node.name) is not node:
-            return  # lost meanwhile; its last calls are ending
         if node.open(self._now):
             self._open[node.name] = node
         else:

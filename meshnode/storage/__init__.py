@@ -1,1 +1,43 @@
-"""Runs and their metrics, kept where a URL says."""
+"""Runs: what was evaluated or optimised, its metrics, checkpoints and finished examples, kept where a URL says.
+
+    runs     the protocol, and what it keeps
+    sql      any database SQLAlchemy reaches: sqlite:///runs.db, :memory:, postgresql://…
+    files    a directory: file:///var/lib/meshnode/runs
+
+All pass one suite (`tests/meshnode/storage`). The methods block and are safe to call from many threads: on a loop, call
+them in one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from meshnode.errors import ConfigError
+from meshnode.storage.runs import Runs
+
+__all__ = ["Runs", "open_runs"]
+
+
+def open_runs(url: str) -> Runs:
+    """The store a URL names: `sqlite:///FILE`, `:memory:`, `file://DIRECTORY`, or another database of SQLAlchemy's.
+
+    Makes the file, directory or tables if there are none. Raises ConfigError (no such kind of URL, or its driver is not
+    installed) and StorageError (it can't be opened).
+    """
+    if url in (":memory:", "sqlite://", "sqlite:///:memory:"):
+        from meshnode.storage.sql import SqlRuns
+
+        return SqlRuns("sqlite://")
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme:
+        raise ConfigError(
+            f"{url!r} is no place for runs; write sqlite:///FILE, file://DIRECTORY or postgresql://HOST/NAME"
+        )
+    if scheme == "file":
+        from meshnode.storage.files import FileRuns
+
+        return FileRuns(Path(unquote(rest)))
+    from meshnode.storage.sql import SqlRuns
+
+    return SqlRuns(url)
