@@ -66,6 +66,7 @@ class Beliefs:
         self.twin: Callable[[Record], None] = lambda _: None
         self.addressed = False
         self.leaving = False
+        self.changes = 0  # of what is believed of anybody
         self.refused = 0  # claims dropped: malformed, too large, or not genuine
         claim = authority.sign(Alive(me))
         self.me = Known(claim.record, encode(claim), "alive", claim.record.incarnation, b"", 0)
@@ -342,4 +343,5 @@ class Beliefs:
         self._seen.add(update)
 
     def _tell(self, known: Known, before: MemberState | None) -> None:
+        self.changes += 1
         self._out.append(Changed(MemberChange(known.member(), before)))

@@ -16,10 +16,11 @@ class Settings:
     probe_*: one member is probed each interval; an answer is awaited for the timeout, then `indirect_probes` others
     are asked, until the interval ends. suspicion_*: see `suspicion`. buddies: how many members, on average, ping a
     suspect when they hear of it, and tell it so (0: nobody, plain SWIM). health_max: how far an unhealthy node
-    stretches its probes (Lifeguard); 0: never. gossip_*: what is new goes to `gossip_fanout`
-    members each interval, each update `retransmit_multiplier * ceil(log10(N + 1))` times. push_pull_*: full state
-    exchange with one random member. retry_*: pings to the dead, in case they came back; doubled up to the maximum.
-    dead_kept_*, left_kept_*: after that a member is forgotten. load_*: how often a node may gossip its load.
+    stretches its probes (Lifeguard); 0: never. gossip_*: what is new goes to `gossip_fanout` members each interval,
+    each update `retransmit_multiplier * ceil(log10(N + 1))` times. push_pull_*: state exchange with one random member;
+    the pause doubles from min to interval while nothing new comes of it. retry_*: pings to the dead, in case they came
+    back; doubled up to the maximum. dead_kept_*, left_kept_*: after that a member is forgotten. load_*: how often a
+    node may gossip its load.
     """
 
     tick_s: float
@@ -33,6 +34,7 @@ class Settings:
     gossip_interval_ticks: int
     gossip_fanout: int = 3
     retransmit_multiplier: int = 4
+    push_pull_min_ticks: int
     push_pull_interval_ticks: int
     retry_interval_ticks: int
     retry_max_ticks: int
@@ -46,6 +48,7 @@ LAN = Settings(
     probe_interval_ticks=10,
     probe_timeout_ticks=5,
     gossip_interval_ticks=2,
+    push_pull_min_ticks=5,
     push_pull_interval_ticks=300,
     retry_interval_ticks=50,
     retry_max_ticks=600,
@@ -61,6 +64,7 @@ WAN = replace(
     suspicion_multiplier=6,
     gossip_interval_ticks=2,
     gossip_fanout=4,
+    push_pull_min_ticks=4,
     push_pull_interval_ticks=240,
     retry_interval_ticks=40,
     retry_max_ticks=480,

@@ -32,8 +32,8 @@ Dead members are kept for a day and pinged now and then with what is said of the
 without a seed (`probing`). Two processes with one identity find each other out: the younger one stops.
 
 What travels. Probes and gossip are datagrams of at most 1400 bytes, filled up with whatever is news (`broadcasts`).
-Now and then two random members compare digests of their tables and exchange the buckets that differ, over the
-coordination channel; so no one stays wrong, whatever was lost.
+Every half minute, and again soon while that brings news, each node compares digests of its table with a random
+member's over the coordination channel and exchanges the buckets that differ; so no one stays wrong, whatever was lost.
 
 Left out: nothing here orders members, agrees on anything, or hides them from each other. Two nodes may believe
 differently for seconds. Decisions that must not differ belong to `consensus`.
@@ -86,7 +86,6 @@ from meshnode.membership.timers import Timers
 from meshnode.mesh import Member
 
 _GOSSIP_ROOM = DATAGRAM_BYTES - SEAL_BYTES - 80  # a Gossip's own fields are short
-_BACKLOG = 200  # updates waiting: more than gossip moves in two seconds, so an exchange is cheaper
 _REAP_TICKS = 600
 
 
@@ -106,9 +105,9 @@ class Swim:
         # Started at different moments, so that nodes started together don't act together.
         self._soon(self._probe, settings.probe_interval_ticks)
         self._soon(self._gossip, settings.gossip_interval_ticks)
-        self._soon(self._exchange, settings.push_pull_interval_ticks)
+        self._exchange_pause = settings.push_pull_min_ticks
+        self._soon(self._exchange, settings.push_pull_min_ticks)
         self._soon(self._retry, settings.retry_interval_ticks)
-        self._soon(self._relieve, self._relief_ticks)
         self._timers.after(_REAP_TICKS, self._reap)
 
     @property
@@ -214,10 +213,14 @@ class Swim:
     def finish_exchange(self, peer: str, answer: Exchange) -> list[Effect]:
         """Take in the answer to our half; what the peer lacks goes to it in a second message."""
         beliefs = self._beliefs
+        known = beliefs.changes
         beliefs.learn(answer.source)
         theirs = {(entry.alive, entry.claim) for entry in answer.entries}
         for entry in answer.entries:
             beliefs.merge(entry)
+        if beliefs.changes > known:
+            # Where there was news there may be more: after a join, in a storm of joins, after a partition.
+            self._exchange_pause = min(self._exchange_pause, self.settings.push_pull_min_ticks)
         ours = beliefs.table.within(answer.wanted)
         lacking = [beliefs.entry(known) for known in ours if (known.alive, known.claim) not in theirs]
         if lacking:
@@ -303,23 +306,12 @@ class Swim:
                 self._out.append(Send(known.record.address, gossip, known.record.node_id))
 
     def _exchange(self) -> None:
-        self._timers.after(self.settings.push_pull_interval_ticks, self._exchange)
-        self._exchange_now()
-
-    def _exchange_now(self) -> None:
         if not self._beliefs.leaving:
             for known in self._beliefs.table.sample(self._rng, 1):
                 self._out.append(SendReliable(known.record.node_id, self.offer()))
-
-    @property
-    def _relief_ticks(self) -> int:
-        return 10 * self.settings.gossip_interval_ticks
-
-    def _relieve(self) -> None:
-        # In a storm of joins gossip alone would take minutes to carry everybody's record.
-        self._timers.after(self._relief_ticks, self._relieve)
-        if len(self._beliefs.broadcasts.membership) > _BACKLOG:
-            self._exchange_now()
+        self._exchange_pause = min(2 * self._exchange_pause, self.settings.push_pull_interval_ticks)
+        jitter = self._rng.randint(0, self._exchange_pause // 4)
+        self._timers.after(self._exchange_pause - jitter, self._exchange)
 
     def _retry(self) -> None:
         self._timers.after(self.settings.retry_interval_ticks, self._retry)
