@@ -79,6 +79,7 @@ class ZmqWire:
         self._count = 0
         self._loops: list[LoopSocket] = []
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._monitors: list[zmq.Socket[bytes]] = []
         self.address = ""
         try:
             self._bound = self._router(timing)
@@ -136,6 +137,7 @@ class ZmqWire:
     def _drive(self, socket: zmq.Socket[bytes], take: Any, budget: int) -> LoopSocket:
         monitor = socket.get_monitor_socket(_OUT_EVENTS if socket is self._connecting else _IN_EVENTS)
         event = self._on_out_event if socket is self._connecting else self._on_in_event
+        self._monitors.append(monitor)
         self._loops.append(LoopSocket(monitor, self._loop, lambda head: event(monitor, head), _nothing))
         loop_socket = LoopSocket(socket, self._loop, take, self._drained, budget=budget)
         self._loops.append(loop_socket)
@@ -323,6 +325,8 @@ class ZmqWire:
             if not socket.closed:
                 socket.disable_monitor()
                 socket.close(linger=CLOSE_LINGER_MS)
+        for monitor in self._monitors:
+            monitor.close(linger=0)  # `disable_monitor` only lets go of it, and an open socket holds the context up
         if self._guard is not None:
             self._guard.close()
         # Terminating waits for the I/O thread, so it must not happen on the loop.

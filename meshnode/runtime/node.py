@@ -1,0 +1,225 @@
+"""One node of the mesh: constructs its parts in order, connects them, closes them in reverse.
+
+    identity -> channels -> workers -> membership (bind) -> handlers -> join -> HTTP -> ready
+
+Everything that decides stands elsewhere: membership's core, the pool, dispatch, the evaluation's plan. A growing
+`match` in this file belongs in one of those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+
+from meshnode.config import Config
+from meshnode.errors import Closed, MeshError
+from meshnode.identity import load_identity
+from meshnode.mesh import Member, MemberChange
+from meshnode.runtime.directory import Directory
+from meshnode.runtime.dispatch import Dispatch
+from meshnode.runtime.facade import NodeMesh
+from meshnode.runtime.parts import Parts, start_http, start_parts
+
+if TYPE_CHECKING:
+    from meshnode.app import App
+    from meshnode.evaluation.results import EvaluationResult, Progress
+
+log = structlog.get_logger("meshnode.node")
+
+
+class Node:
+    """A member of the mesh. Use it as `async with Node(Config(seeds=["host-a:7700"]), app=app) as node`.
+
+    `mesh` is its facade, for what is built on top. Starting raises ConfigError (a port is taken, a setting is wrong),
+    AppError (the app does not load) or JoinError (no seed let us in); nothing stays open then.
+    """
+
+    def __init__(self, config: Config | None = None, *, app: App | None = None) -> None:
+        self.config = config or Config()
+        self.app = app
+        self.identity = load_identity(self.config.data_dir)
+        self.name = self.config.name or f"{os.uname().nodename.split('.')[0]}-{self.identity.node_id[:4]}"
+        self.token = secrets.token_urlsafe(32)
+        self.directory = Directory()
+        self.dispatch = Dispatch()
+        self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)
+        self._parts: Parts | None = None
+        self._stack: AsyncExitStack | None = None
+        self._serving = False
+        self._left = asyncio.Event()
+        self._failure: Exception | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start all parts, join, and serve. Once only."""
+        if self._stack is not None:
+            raise MeshError("this node was started before; make a new one")
+        self._stack = AsyncExitStack()
+        try:
+            self._parts = await start_parts(self, self._stack)
+            await self._parts.join()
+            if self._parts.listener is not None:
+                await start_http(self, self._parts.listener, self._stack)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self._serving = True
+        log.info("serving", node=self.name, node_id=self.node_id, mesh=self.mesh_id, gossip=self.ready["gossip"])
+
+    async def leave(self) -> None:
+        """Tell the mesh that this node goes, and take no more work; `stop` then frees everything."""
+        self._serving = False
+        if self._parts is not None and not self._left.is_set():
+            await self._parts.leave()
+        self._left.set()
+
+    async def wait_left(self) -> None:
+        """Until somebody asked this node to leave; raises what made it impossible to go on."""
+        await self._left.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def fail(self, error: Exception) -> None:
+        """A part can't go on: serve no more, and let who waits for `wait_left` stop the node."""
+        self._serving = False
+        self._failure = self._failure or error
+        self._left.set()
+
+    async def stop(self) -> None:
+        """Leave, and close everything in reverse order. Safe to call twice; cancelled, it still runs to its end."""
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def __aenter__(self) -> Node:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # What a node is and knows.
+
+    @property
+    def node_id(self) -> str:
+        """32 hex digits, the hash of the node's key."""
+        return self.identity.node_id
+
+    @property
+    def mesh_id(self) -> str:
+        """The mesh it belongs to."""
+        return self._running().membership.mesh_id or ""
+
+    @property
+    def serving(self) -> bool:
+        """True from the end of `start` until it leaves."""
+        return self._serving
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """What `--ready-file` holds."""
+        me = self.mesh.me
+        return {
+            "name": self.name,
+            "node_id": self.node_id,
+            "mesh_id": self.mesh_id,
+            "pid": os.getpid(),
+            "gossip": me.address,
+            "http": self._running().http,
+            "channels": dict(me.channels),
+        }
+
+    def members(self) -> list[Member]:
+        """All known members, this node included, sorted by name."""
+        return self.directory.members()
+
+    def watch(self) -> AsyncIterator[MemberChange]:
+        """Every change of membership from this call on, in order."""
+        return self.directory.watch()
+
+    def status(self) -> dict[str, Any]:
+        """The public `status` document; what belongs to consensus is None while there is none."""
+        return {
+            "name": self.name,
+            "node_id": self.node_id,
+            "mesh_id": self.mesh_id,
+            "members": sum(member.state == "alive" for member in self.members()),
+            "leader": None,
+            "term": None,
+            "commit_index": None,
+            "applied_index": None,
+            "voters": [],
+            "channels": self._running().channels.statistics(),
+        }
+
+    def health(self) -> dict[str, Any]:
+        """Each component by name, with a status of "ok", "degraded" or "failed"."""
+        return self._running().health()
+
+    # What a node does.
+
+    async def call(self, peer: str, method: str, args: Any = None, *, timeout_s: float | None = None) -> Any:
+        """Ask a peer's `@app.handler`; `peer` is a name or an id, `args` and the answer anything that packs.
+
+        Raises Unreachable, Overloaded, MeshTimeout, UnknownMethod, InvalidInput, or RemoteError with what it raised.
+        """
+        return await self.mesh.call(peer, method, args, timeout_s=timeout_s or self.config.call_timeout_s)
+
+    async def evaluate(
+        self,
+        program: str,
+        examples: Iterable[Any] | AsyncIterator[Any] | str | Path,
+        *,
+        metric: str | Callable[..., Any] = "exact",
+        distributed: bool | Literal["auto"] = "auto",
+        on_progress: Callable[[Progress], None] | None = None,
+        **options: Any,
+    ) -> EvaluationResult:
+        """Run every example through a program, on the mesh or here, and score the predictions.
+
+        See `meshnode.evaluation.coordinator.evaluate` for the options, the result and the errors.
+        """
+        from meshnode.evaluation.coordinator import evaluate
+
+        if self._left.is_set():
+            raise Closed("this node is leaving; ask another")
+        return await evaluate(
+            self.mesh,
+            program,
+            examples,
+            metric=metric,
+            distributed=distributed,
+            on_progress=on_progress,
+            **{"task_timeout_s": self.config.task_timeout_s, **options},
+        )
+
+    def _running(self) -> Parts:
+        if self._parts is None:
+            raise MeshError("the node is not started; use `async with Node(...)`")
+        return self._parts
+
+    async def _stop(self) -> None:
+        try:
+            await self.leave()
+        finally:
+            if self._stack is not None:
+                await self._stack.aclose()
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """`asyncio.run` on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return asyncio.run(work)
+    return uvloop.run(work)

@@ -1,0 +1,182 @@
+"""The parts of a node: made in order, connected, closed in reverse by the stack they are pushed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from channels.errors import AddressInUse
+from channels.transport import ChannelName, Channels
+from channels.zeromq import open_channels
+from meshnode.config import Config, join_address, split_address
+from meshnode.errors import ConfigError, from_fault
+from meshnode.evaluation.messages import RunTask
+from meshnode.identity import keep_mesh_id, load_mesh_id
+from meshnode.membership.datagrams import open_socket
+from meshnode.membership.messages import Record
+from meshnode.membership.service import Membership
+from meshnode.membership.settings import PROFILES
+from meshnode.mesh import Member
+from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of
+from meshnode.runtime.work import Work
+
+if TYPE_CHECKING:
+    from meshnode.app import App
+    from meshnode.runtime.node import Node
+
+log = structlog.get_logger("meshnode.parts")
+
+CHANNEL_OFFSETS: dict[ChannelName, int] = {"inference": 1, "coordination": 2, "telemetry": 3, "real_time": 4}
+
+
+@dataclass
+class Parts:
+    """What a running node is made of."""
+
+    config: Config
+    channels: Channels
+    work: Work
+    membership: Membership
+    listener: socket.socket | None
+    http: str | None  # "host:port"
+
+    async def join(self) -> None:
+        """Get into the mesh, or found one, and remember which."""
+        await self.membership.join(self.config.seeds, self.config.join_timeout_s)
+        assert self.membership.mesh_id is not None
+        keep_mesh_id(self.config.data_dir, self.membership.mesh_id)
+        self.work.tell()
+
+    async def leave(self) -> None:
+        """Say goodbye, and let the tasks that run come to their end."""
+        await asyncio.gather(
+            self.membership.leave(self.config.leave_timeout_s), self.work.drain(self.config.leave_timeout_s)
+        )
+
+    def health(self) -> dict[str, Any]:
+        """Each component, and how it is."""
+        living = sum(member.state == "alive" for member in self.membership.members())
+        workers = self.work.statistics()
+        return {
+            "membership": {"status": "ok", "alive": living},
+            "channels": {"status": "ok"},
+            "workers": {"status": "degraded" if workers.get("given_up") else "ok", **workers},
+        }
+
+
+async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
+    """Make all parts up to a membership that ticks, ready to join. Raises ConfigError, AppError."""
+    config, base = node.config, node.config.port
+    app = node.app = node.app or _app_of(config)
+    if app is not None:
+        for name, handler in app.handlers.items():
+            node.dispatch.serve_user(name, handler)
+
+    with _as_config_error():
+        channels = await open_channels(
+            node.node_id, bind=config.bind, base_port=base, handler=node.dispatch.handle, make_error=from_fault
+        )
+        stack.push_async_callback(channels.close)
+        node.dispatch.attach(channels)
+        bound = open_socket(config.bind, base + GOSSIP if base else 0)
+        stack.callback(bound.close)
+    listener = _listen(config, stack)
+
+    host = host_of(config)
+    work = Work(app, config, lambda slots, busy: membership.set_load(slots, busy))
+    started = time.time_ns() // 1_000_000
+    record = Record(
+        node_id=node.node_id,
+        name=node.name,
+        incarnation=started,
+        address=join_address(host, advertised_port(config, GOSSIP, bound.getsockname()[1])),
+        started=started,
+        role=config.role,
+        channels={
+            name: f"tcp://{join_address(host, advertised_port(config, CHANNEL_OFFSETS[name], _port_of(address)))}"
+            for name, address in channels.addresses.items()
+        },
+        http=_http_address(listener),
+        tags=dict(config.tags),
+        programs=work.programs,
+    )
+
+    def introduce(member: Member) -> None:
+        channels.set_peer(member.node_id, member.channels)
+
+    def forget(member: Member) -> None:
+        channels.drop_peer(member.node_id)
+
+    membership = Membership(
+        record,
+        bound,
+        request=node.dispatch.request,
+        introduce=introduce,
+        forget=forget,
+        changed=node.directory.take,
+        fail=node.fail,
+        mesh_id=load_mesh_id(config.data_dir),
+        settings=PROFILES[config.gossip_profile],
+    )
+    for kind, responder in membership.responders().items():
+        node.dispatch.serve(kind, responder)
+    node.dispatch.serve(RunTask, work.run)
+
+    stack.push_async_callback(work.close)
+    await work.start()
+    stack.push_async_callback(membership.close)
+    await membership.start()
+    return Parts(config, channels, work, membership, listener, record.http or None)
+
+
+async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack) -> None:
+    """Serve HTTP on the socket that was bound before the node joined."""
+    from meshnode.observe.http import build
+    from meshnode.observe.server import HttpServer
+
+    server = HttpServer(build(node, token=node.token), listener)
+    stack.push_async_callback(server.close)
+    await server.start()
+
+
+def _app_of(config: Config) -> App | None:
+    if config.app is None:
+        return None
+    from meshnode.app import load_app
+
+    return load_app(config.app)
+
+
+def _listen(config: Config, stack: AsyncExitStack) -> socket.socket | None:
+    # Bound before joining, so that a taken port is found before anyone is told of this node.
+    if not config.http:
+        return None
+    from meshnode.observe.server import listen
+
+    listener = listen("127.0.0.1", config.port + HTTP if config.port else 0)
+    stack.callback(listener.close)
+    return listener
+
+
+def _http_address(listener: socket.socket | None) -> str:
+    return join_address(*listener.getsockname()[:2]) if listener is not None else ""
+
+
+def _port_of(address: str) -> int:
+    return split_address(address.removeprefix("tcp://"))[1]
+
+
+@contextlib.contextmanager
+def _as_config_error() -> Iterator[None]:
+    try:
+        yield
+    except AddressInUse as error:
+        raise ConfigError(str(error)) from None

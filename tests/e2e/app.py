@@ -1,0 +1,53 @@
+"""What the nodes of the end-to-end tests run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import meshnode
+
+app = meshnode.App()
+
+Program = Callable[..., dict[str, Any]]
+
+
+@app.handler("echo")
+async def echo(args: Any, context: Any) -> Any:
+    return args
+
+
+@app.handler("refuse")
+async def refuse(args: Any, context: Any) -> Any:
+    raise ValueError("not with me")
+
+
+@app.program("reverse")
+def reverse() -> Program:
+    return lambda inputs, session=None: {"answer": inputs["text"][::-1]}
+
+
+@app.program("slow_reverse")
+def slow_reverse() -> Program:
+    def run(inputs: Mapping[str, Any], session: Any = None) -> dict[str, Any]:
+        time.sleep(0.05)  # stands for a model's latency
+        return {"answer": inputs["text"][::-1], "pid": os.getpid()}
+
+    return run
+
+
+@app.program("picky")
+def picky() -> Program:
+    def run(inputs: Mapping[str, Any], session: Any = None) -> dict[str, Any]:
+        if inputs["text"].startswith("bad"):
+            raise ValueError(f"can't read {inputs['text']!r}")
+        return {"answer": inputs["text"][::-1]}
+
+    return run
+
+
+@app.metric("mirrored")
+def mirrored(example: Mapping[str, Any], prediction: Mapping[str, Any], trace: Any = None) -> bool:
+    return bool(example["answer"] == prediction["answer"])

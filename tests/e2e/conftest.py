@@ -1,0 +1,174 @@
+"""Nodes as real processes, found by what they print, and ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+APP = "tests.e2e.app:app"
+
+
+def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """Poll until `condition()` is true and return its value; fail naming what was waited for."""
+    end = time.monotonic() + patience_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {patience_s:.0f} s for {what}")
+        time.sleep(0.02)
+
+
+@dataclass
+class RunningNode:
+    process: subprocess.Popen[bytes]
+    ready: dict[str, Any]
+    log: Path
+
+    @property
+    def seed(self) -> str:
+        return str(self.ready["gossip"])
+
+    @property
+    def http(self) -> str:
+        return str(self.ready["http"])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def terminate(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_S)
+
+
+class Cluster:
+    """Starts nodes with `meshnode start`, each with its own files under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nodes: list[RunningNode] = []
+        self._starting: list[tuple[subprocess.Popen[bytes], Path, Path]] = []
+        self.environment = {
+            **os.environ,
+            "MESHNODE_RUNTIME_DIR": str(folder / "run"),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "120",
+        }
+
+    def launch(self, name: str, *seeds: str, app: str | None = APP, arguments: tuple[str, ...] = ()) -> None:
+        """Start a node without waiting for it; `collect` waits."""
+        ready, log = self.folder / f"{name}.ready", self.folder / f"{name}.log"
+        command = [sys.executable, "-m", "meshnode", "start", "--name", name, "--port", "0", "--ready-file", str(ready)]
+        for seed in seeds:
+            command += ["--seed", seed]
+        if app is not None:
+            command += ["--app", app]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, *arguments], stdout=output, stderr=output, env=self.environment, cwd=ROOT
+            )
+        self._starting.append((process, ready, log))
+
+    def collect(self) -> list[RunningNode]:
+        """Wait until every launched node serves."""
+        collected = []
+        for process, ready, log in self._starting:
+
+            def served(process: subprocess.Popen[bytes] = process, ready: Path = ready, log: Path = log) -> bool:
+                if process.poll() is not None:
+                    raise AssertionError(f"node exited with {process.returncode}:\n{log.read_text()}")
+                return ready.exists()
+
+            wait_until(served, f"{ready.name}; its log: {log}")
+            collected.append(RunningNode(process, json.loads(ready.read_text()), log))
+        self.nodes += collected
+        self._starting.clear()
+        return collected
+
+    def start(self, name: str, *seeds: str, app: str | None = APP, arguments: tuple[str, ...] = ()) -> RunningNode:
+        self.launch(name, *seeds, app=app, arguments=arguments)
+        return self.collect()[0]
+
+    def start_many(self, count: int, *arguments: str) -> list[RunningNode]:
+        """A founder and `count - 1` joiners that know only the founder's address, all seen alive by the founder."""
+        founder = self.start("node-1", arguments=arguments)
+        for number in range(2, count + 1):
+            self.launch(f"node-{number}", founder.seed, arguments=arguments)
+        nodes = [founder, *self.collect()]
+        for node in nodes:
+            wait_until(
+                lambda node=node: self.states(node) == {"alive": count}, f"{count} alive at {node.ready['name']}"
+            )
+        return nodes
+
+    def meshnode(
+        self, *arguments: str, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line."""
+        done = subprocess.run(
+            [sys.executable, "-m", "meshnode", *arguments],
+            capture_output=True, text=True, env=self.environment, cwd=ROOT, timeout=PATIENCE_S * 4,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"meshnode {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.meshnode(*arguments, "--json").stdout)
+
+    def members(self, node: RunningNode) -> list[dict[str, Any]]:
+        import httpx
+
+        answer: list[dict[str, Any]] = httpx.get(f"http://{node.http}/members").json()
+        return answer
+
+    def states(self, node: RunningNode) -> dict[str, int]:
+        states: dict[str, int] = {}
+        for member in self.members(node):
+            states[member["state"]] = states.get(member["state"], 0) + 1
+        return states
+
+    def wait_for_states(self, node: RunningNode, **states: int) -> None:
+        wait_until(lambda: self.states(node) == states, f"{node.ready['name']} to see {states}")
+
+    def wait_for_state(self, name: str, state: str, at: RunningNode) -> None:
+        wait_until(lambda: self.state_of(name, at) == state, f"{at.ready['name']} to see {name} {state}")
+
+    def state_of(self, name: str, at: RunningNode) -> str | None:
+        return next((member["state"] for member in self.members(at) if member["name"] == name), None)
+
+    def close(self) -> None:
+        processes = [node.process for node in self.nodes] + [process for process, _, _ in self._starting]
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

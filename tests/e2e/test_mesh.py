@@ -1,0 +1,95 @@
+"""A mesh of real processes: they join by a seed, see each other live, die and leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+from tests.e2e.conftest import Cluster
+
+
+def test_nodes_that_know_one_address_find_each_other(cluster: Cluster) -> None:
+    nodes = cluster.start_many(5)
+    assert len({node.ready["mesh_id"] for node in nodes}) == 1
+    seen = cluster.json("members", "--node", "node-3")
+    assert [member["name"] for member in seen] == [f"node-{number}" for number in range(1, 6)]
+    assert set(seen[0]) >= {"name", "node_id", "state", "address", "tags", "incarnation", "role"}
+
+
+def test_a_killed_node_is_seen_dead_by_all(cluster: Cluster) -> None:
+    nodes = cluster.start_many(4)
+    nodes[2].kill()
+    for node in (nodes[0], nodes[1], nodes[3]):
+        cluster.wait_for_state("node-3", "dead", at=node)
+
+
+def test_a_terminated_node_leaves_and_exits_with_zero(cluster: Cluster) -> None:
+    founder, other = cluster.start_many(2)
+    assert other.terminate() == 0
+    cluster.wait_for_state("node-2", "left", at=founder)
+
+
+def test_the_leave_command_ends_the_node(cluster: Cluster) -> None:
+    founder, other = cluster.start_many(2)
+    cluster.meshnode("leave", "--node", "node-2")
+    assert other.process.wait(10) == 0
+    cluster.wait_for_state("node-2", "left", at=founder)
+
+
+def test_a_joiner_needs_no_founder_only_any_member(cluster: Cluster) -> None:
+    founder, other = cluster.start_many(2)
+    founder.terminate()
+    third = cluster.start("node-3", other.seed)
+    assert third.ready["mesh_id"] == other.ready["mesh_id"]
+    cluster.wait_for_state("node-3", "alive", at=other)
+
+
+def test_two_meshes_do_not_merge(cluster: Cluster) -> None:
+    first, second = cluster.start("first"), cluster.start("second", arguments=("--data-dir", str(cluster.folder / "d")))
+    second.terminate()
+    refused = cluster.meshnode(
+        "start", "--port", "0", "--name", "second", "--data-dir", str(cluster.folder / "d"),
+        "--seed", first.seed, "--join-timeout", "5", check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert first.ready["mesh_id"] in refused.stderr
+    assert second.ready["mesh_id"] in refused.stderr
+
+
+def test_one_call_goes_the_whole_way(cluster: Cluster) -> None:
+    """Command line, HTTP, facade, dispatch, channel, wire, the peer's dispatch, its handler, and back."""
+    cluster.start_many(2)
+    assert cluster.json("call", "echo", '{"x": [1, 2.5, null]}', "--to", "node-2", "--node", "node-1") == {
+        "x": [1, 2.5, None]
+    }
+
+
+def test_a_handlers_exception_reaches_the_caller_by_name(cluster: Cluster) -> None:
+    cluster.start_many(2)
+    failed = cluster.meshnode("call", "refuse", "1", "--to", "node-2", "--node", "node-1", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "not with me" in failed.stderr
+    unknown = cluster.meshnode("call", "missing", "1", "--to", "node-2", "--node", "node-1", check=False)
+    assert unknown.returncode == 1
+    assert "no handler 'missing'" in unknown.stderr
+
+
+def test_garbage_on_every_open_port_does_not_harm_the_node(cluster: Cluster) -> None:
+    node, _ = cluster.start_many(2)
+    garbage = [
+        b"\x00" * 300,
+        b"GET / HTTP/1.1\r\n\r\n",
+        bytes(range(256)) * 8,
+        b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f",
+    ]
+    for address in [*node.ready["channels"].values(), f"tcp://{node.http}"]:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        for chunk in garbage:
+            with socket.create_connection((host, int(port))) as link:
+                link.sendall(chunk)
+    host, _, port = node.seed.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        for chunk in garbage:
+            link.sendto(chunk, (host, int(port)))
+    assert cluster.json("call", "echo", json.dumps("alive"), "--to", "node-1", "--node", "node-2") == "alive"
+    assert cluster.states(node) == {"alive": 2}
