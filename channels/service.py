@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import isawaitable
+from types import CoroutineType
 from typing import Any
 
+from channels.eager import start
 from channels.envelope import End, Part, Request, Response
 from channels.errors import ChannelError, Fault
 from channels.peers import Peer
 from channels.statistics import Drops
 from channels.streams import CREDIT
 from channels.transport import FaultError
+
+#: What a task returns that has answered by itself, or has nobody to answer.
+_STREAMED = object()
 
 
 class Work:
@@ -29,7 +35,7 @@ class Work:
         self.deadline = deadline
         self.credit = CREDIT
         self.refilled: asyncio.Event | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Future[Any] | None = None
 
 
 class Service:
@@ -40,45 +46,72 @@ class Service:
         self._drops = drops
         self._refused = refused
         self._casts = 0
+        self._loop = asyncio.get_running_loop()
         self.works: dict[tuple[str, int], Work] = {}
 
     def start(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
         """Carry on with what a handler returned."""
-        if reply is None or isinstance(reply, bytes):
+        if type(reply) is CoroutineType and not request.stream:
+            task = start(reply, self._loop)
+            if task.done():
+                self._finish(peer, request, task)
+            else:
+                self._register(Work(peer, request, deadline), task)
+        elif reply is None or isinstance(reply, bytes):
             self._answer(peer, request, reply or b"")
-            return
-        work = Work(peer, request, deadline)
-        if hasattr(reply, "__anext__") or hasattr(reply, "__aiter__"):
-            if not request.stream:
+        elif hasattr(reply, "__aiter__"):
+            if request.stream:
+                work = Work(peer, request, deadline)
+                self._register(work, self._loop.create_task(self._stream(work, aiter(reply))))
+            else:
                 self.fail(peer, request, Fault("internal", f"{request.command} answers by a stream; ask with stream()"))
-                return
-            run = self._stream(work, aiter(reply))
-        elif hasattr(reply, "__await__"):
-            run = self._await(work, reply)
+        elif isawaitable(reply):
+            self._register(Work(peer, request, deadline), asyncio.ensure_future(reply))
         else:
-            kind = type(reply).__name__
-            self.fail(peer, request, Fault("internal", f"the handler of {request.command} returned {kind}, not bytes"))
+            raise _no_bytes(request, reply)
+
+    def _register(self, work: Work, task: asyncio.Future[Any]) -> None:
+        key = work.peer.id, work.request.id
+        work.task = task
+        work.peer.serving += 1
+        self.works[key] = work
+
+        def done(task: asyncio.Future[Any]) -> None:
+            work.peer.serving -= 1
+            self.works.pop(key, None)
+            self._finish(work.peer, work.request, task)
+
+        task.add_done_callback(done)
+
+    def _finish(self, peer: Peer, request: Request, task: asyncio.Future[Any]) -> None:
+        """Answer with a task's outcome; a stream has ended itself, and whoever cancelled waits for nothing."""
+        if task.cancelled():
             return
-        peer.serving += 1
-        self.works[peer.id, request.id] = work
-        work.task = asyncio.get_running_loop().create_task(run)
-        work.task.add_done_callback(lambda _: self._done(work, reply))
+        error = task.exception()
+        try:
+            if error is not None:
+                self.fail(peer, request, self.fault(error))
+            elif type(reply := task.result()) is bytes or reply is None:
+                self._answer(peer, request, reply or b"")
+            elif reply is not _STREAMED:
+                raise _no_bytes(request, reply)
+        except Exception as unsendable:
+            self.fail(peer, request, self.fault(unsendable))
 
     def run(self, peer: Peer, awaitable: Awaitable[Any], deadline: float) -> None:
         """Run what the handler of a cast returned; nobody waits for it, so a failure is only counted."""
-        self._casts += 1
-        # Counted down from -1: never the id of a request.
-        work = Work(peer, Request(-self._casts, "", b"", 0.0, 0.0), deadline)
-        peer.serving += 1
-        self.works[peer.id, work.request.id] = work
-        work.task = asyncio.get_running_loop().create_task(self._run(awaitable))
-        work.task.add_done_callback(lambda _: self._done(work, awaitable))
+        task = start(self._run(awaitable), self._loop)
+        if not task.done():
+            self._casts += 1
+            # Counted down from -1: never the id of a request.
+            self._register(Work(peer, Request(-self._casts, "", b"", 0.0, 0.0), deadline), task)
 
-    async def _run(self, awaitable: Awaitable[Any]) -> None:
+    async def _run(self, awaitable: Awaitable[Any]) -> object:
         try:
             await awaitable
         except Exception:
             self._refused()
+        return _STREAMED
 
     def fail(self, peer: Peer, request: Request, fault: Fault) -> None:
         """Answer a request with a fault, in the form its caller waits for."""
@@ -129,17 +162,8 @@ class Service:
         else:
             self._post(peer, Response(request.id, True, reply), len(reply))
 
-    async def _await(self, work: Work, reply: Awaitable[bytes | None]) -> None:
-        try:
-            result = await reply
-            if result is not None and not isinstance(result, bytes):
-                raise TypeError(f"the handler of {work.request.command} returned {type(result).__name__}, not bytes")
-            self._answer(work.peer, work.request, result or b"")
-        except Exception as error:
-            self.fail(work.peer, work.request, self.fault(error))
-
-    async def _stream(self, work: Work, parts: AsyncIterator[bytes]) -> None:
-        request, count, fault = work.request, 0, None
+    async def _stream(self, work: Work, parts: AsyncIterator[bytes]) -> object:
+        request, count = work.request, 0
         try:
             async for part in parts:
                 while work.credit <= 0:
@@ -148,16 +172,13 @@ class Service:
                 work.credit -= 1
                 self._post(work.peer, Part(request.id, count, part), len(part))
                 count += 1
-        except Exception as error:
-            fault = self.fault(error)
         finally:
             close = getattr(parts, "aclose", None)
             if close is not None:
                 await close()
-        self._post(work.peer, End(request.id, count, fault), 0)
+        self._post(work.peer, End(request.id, count), 0)
+        return _STREAMED
 
-    def _done(self, work: Work, reply: Any) -> None:
-        work.peer.serving -= 1
-        self.works.pop((work.peer.id, work.request.id), None)
-        if asyncio.iscoroutine(reply):
-            reply.close()  # cancelled before its first step: never awaited
+
+def _no_bytes(request: Request, reply: Any) -> TypeError:
+    return TypeError(f"the handler of {request.command} returned {type(reply).__name__}, not bytes")
