@@ -53,6 +53,26 @@ def configure_logs(level: str, *, form: LogFormat = "auto", stream: TextIO | Non
     root.setLevel(level.upper())
 
 
+def log_as_a_library() -> None:
+    """Hand events to the standard library's `logging`, unless structlog was set up already.
+
+    A program that only imports meshnode decides itself what it shows: warnings, if it does nothing.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            Redaction(secrets_of(os.environ)),
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
 class Redaction:
     """A structlog processor that hides values by their name, and known or recognisable secrets inside any text."""
 

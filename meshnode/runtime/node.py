@@ -23,6 +23,7 @@ from meshnode.config import Config
 from meshnode.errors import Closed, MeshError
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
+from meshnode.observe.logs import log_as_a_library
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
 from meshnode.runtime.facade import NodeMesh
@@ -43,6 +44,7 @@ class Node:
     """
 
     def __init__(self, config: Config | None = None, *, app: App | None = None) -> None:
+        log_as_a_library()
         self.config = config or Config()
         self.app = app
         self.identity = load_identity(self.config.data_dir)
