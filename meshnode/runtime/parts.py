@@ -53,7 +53,6 @@ class Parts:
         await self.membership.join(self.config.seeds, self.config.join_timeout_s)
         assert self.membership.mesh_id is not None
         keep_mesh_id(self.config.data_dir, self.membership.mesh_id)
-        self.work.tell()
 
     async def leave(self) -> None:
         """Say goodbye, and let the tasks that run come to their end."""
@@ -134,6 +133,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     await work.start()
     stack.push_async_callback(membership.close)
     await membership.start()
+    work.tell()  # before joining, so that the first exchange carries it
     return Parts(config, channels, work, membership, listener, record.http or None)
 
 
