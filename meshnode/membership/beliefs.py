@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from meshnode.membership.authority import Authority
+from meshnode.membership.authority import Authority, C
 from meshnode.membership.broadcasts import Broadcasts
 from meshnode.membership.effects import Changed, Effect, Forgotten, Heard, Send
 from meshnode.membership.health import Health
@@ -120,6 +120,10 @@ class Beliefs:
         if known.state in ("alive", "suspect"):
             claim = self._authority.sign(Suspect(known.record.node_id, incarnation, self.me.record.node_id))
             self._on_news(encode(claim), claim)
+
+    def sign(self, claim: C) -> C:
+        """A claim of this node, signed."""
+        return self._authority.sign(claim)
 
     def declare(self, record: Record, *, above: int) -> None:
         """Say of this node what `record` says, at an incarnation above the one given."""

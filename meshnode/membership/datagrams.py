@@ -15,7 +15,7 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from channels.errors import AddressInUse
 from meshnode.config import join_address, split_address
@@ -23,6 +23,7 @@ from meshnode.errors import ConfigError
 from meshnode.membership.messages import DATAGRAM_BYTES
 
 SocketAddress: TypeAlias = tuple[Any, ...]
+Transport: TypeAlias = Literal["udp", "tcp"]
 
 _MAGIC = b"mn\x01"
 _NO_MESH = bytes(8)
@@ -71,17 +72,20 @@ def mesh_tag(mesh_id: str | None) -> bytes:
     return hashlib.sha256(mesh_id.encode()).digest()[: len(_NO_MESH)] if mesh_id is not None else _NO_MESH
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """A bound UDP socket; port 0 takes a free one. An IPv6 wildcard takes IPv4 as well.
+def open_socket(host: str, port: int, *, transport: Transport = "udp") -> socket.socket:
+    """A bound socket for gossip; port 0 takes a free one. An IPv6 wildcard takes IPv4 as well.
 
     Raises AddressInUse for a port that is taken, ConfigError for an address that can't be bound.
     """
+    kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
         raise ConfigError(f"bind {host!r}: {error.strerror}; name an address of this machine") from None
-    bound = socket.socket(family, socket.SOCK_DGRAM)
+    bound = socket.socket(family, kind)
     try:
+        if kind == socket.SOCK_STREAM:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
@@ -89,13 +93,39 @@ def open_socket(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        where = f"{join_address(host, port)}/udp"
+        where = f"{join_address(host, port)}/{transport}"
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
                 f"{where} is taken by another process; choose another --port, or 0 for a free one"
             ) from None
         raise ConfigError(f"{where}: {error.strerror}; name an address of this machine") from None
     return bound
+
+
+class Carrier(Protocol):
+    """What carries datagrams: `Datagrams` over UDP, `streams.Streams` over TCP."""
+
+    counters: Counter[str]
+
+    async def open(self) -> None:
+        """Begin to receive."""
+        ...
+
+    async def close(self) -> None:
+        """Close all."""
+        ...
+
+    def send(self, address: str, datagram: bytes) -> None:
+        """Send to "host:port"; nothing tells whether it arrives."""
+        ...
+
+    def send_to(self, address: SocketAddress, datagram: bytes) -> None:
+        """Send to a resolved address."""
+        ...
+
+    async def resolve(self, address: str) -> list[SocketAddress]:
+        """All socket addresses of "host:port". Raises OSError, ConfigError."""
+        ...
 
 
 class Datagrams(asyncio.DatagramProtocol):

@@ -18,10 +18,22 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from meshnode.config import split_address
 from meshnode.errors import ConfigError, JoinError, MeshError
-from meshnode.membership.datagrams import Datagrams, SocketAddress, address_of
-from meshnode.membership.messages import JoinAnswer, JoinRefusal, JoinRequest
+from meshnode.membership.datagrams import Carrier, SocketAddress, address_of
+from meshnode.membership.messages import (
+    Alive,
+    Holder,
+    JoinAnswer,
+    JoinRefusal,
+    JoinRequest,
+    Record,
+    decode_update,
+    encode,
+)
+from meshnode.membership.swim import Swim
 
 _ANSWER_S = 0.6  # how long one request waits for its answer
 _RESEND_S = 0.2
@@ -49,12 +61,13 @@ class Joining:
     `enter` raises Refused if it can't be done with that member.
     """
 
-    datagrams: Datagrams
+    carrier: Carrier
     seal: Callable[[JoinRequest], bytes]
     enter: Callable[[JoinAnswer], Awaitable[None]]
     node_id: str
     name: str
     mesh_id: str | None
+    hopeless: bool = False  # set when asking again can't help
     _waiting: dict[bytes, asyncio.Future[JoinAnswer | JoinRefusal]] = field(default_factory=dict)
 
     async def join(self, seeds: Sequence[str], timeout_s: float) -> bool:
@@ -75,8 +88,8 @@ class Joining:
             if all(ours) or (ours[0] and rounds >= 2):
                 return False
             others = [reason for reason in reasons.values() if not isinstance(reason, Itself)]
-            hopeless = all(isinstance(reason, Refused) and reason.final for reason in others)
-            if hopeless or loop.time() + backoff >= deadline:
+            self.hopeless = all(isinstance(reason, Refused) and reason.final for reason in others)
+            if self.hopeless or loop.time() + backoff >= deadline:
                 told = "; ".join(f"{seed}: {reasons[seed]}" for seed in seeds)
                 raise JoinError(f"no seed let us in ({told})")
             await asyncio.sleep(backoff)
@@ -109,7 +122,7 @@ class Joining:
                     except (Refused, Itself, MeshError) as error:
                         reasons[tasks[task]] = error
                     except TimeoutError:
-                        reasons[tasks[task]] = Refused("it answered by UDP, but not in time by TCP", final=False)
+                        reasons[tasks[task]] = Refused("it answers, its coordination channel doesn't", final=False)
                     else:
                         return True
         finally:
@@ -121,7 +134,7 @@ class Joining:
     async def _ask(self, seed: str, deadline: float) -> JoinAnswer:
         try:
             split_address(seed)
-            addresses = await asyncio.wait_for(self.datagrams.resolve(seed), 5.0)
+            addresses = await asyncio.wait_for(self.carrier.resolve(seed), 5.0)
         except ConfigError as error:
             raise Refused(str(error), final=True) from None
         except TimeoutError:
@@ -154,10 +167,10 @@ class Joining:
         until = min(deadline, loop.time() + _ANSWER_S)
         try:
             while not answer.done() and loop.time() < until:
-                self.datagrams.send_to(address, datagram)
+                self.carrier.send_to(address, datagram)
                 await asyncio.wait([answer], timeout=min(_RESEND_S, until - loop.time()))
             if not answer.done():
-                raise Refused(f"no answer from {address_of(address)}/udp; is a node running there?", final=False)
+                raise Refused(f"no answer from {address_of(address)}; does a node run there?", final=False)
             said: JoinAnswer | JoinRefusal = answer.result()
         finally:
             del self._waiting[request.nonce]
@@ -166,3 +179,43 @@ class Joining:
         if isinstance(said, JoinRefusal):
             raise Refused(said.reason, final=not said.retry)
         return said
+
+
+def answer_join(request: JoinRequest, swim: Swim, mesh_id: str | None) -> JoinAnswer | JoinRefusal:
+    """A member's answer to who asks to join; `mesh_id` is None while it is in no mesh itself."""
+    me = swim.me
+    if mesh_id is None:
+        return JoinRefusal(request.nonce, me.node_id, f"{me.name} is still joining a mesh itself", retry=True)
+    if request.mesh_id and request.mesh_id != mesh_id:
+        return JoinRefusal(request.nonce, me.node_id, other_mesh(mesh_id, request.mesh_id), retry=False)
+    member, record = swim.member(request.node_id), swim.record(request.node_id)
+    holder = None
+    if member is not None and record is not None and member.state in ("alive", "suspect"):
+        holder = Holder(record.name, record.address, record.started)
+    return JoinAnswer(request.nonce, mesh_id, encode(Alive(me)), holder)
+
+
+def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:
+    """The answering member's record. Raises Refused if it is malformed or the member is of another mesh."""
+    try:
+        said = decode_update(answer.alive)
+    except msgspec.MsgspecError as error:
+        raise Refused(f"its answer is malformed ({error}); run one version of meshnode", final=True) from None
+    if not isinstance(said, Alive):
+        raise Refused("its answer is malformed; run one version of meshnode", final=True)
+    if mesh_id is not None and answer.mesh_id != mesh_id:
+        raise Refused(other_mesh(answer.mesh_id, mesh_id), final=True)
+    return said.record
+
+
+def other_mesh(theirs: str | None, ours: str) -> str:
+    """What to say when mesh ids differ."""
+    return f"it belongs to mesh {theirs}, this node to mesh {ours}; use another seed, or another data directory"
+
+
+def duplicate(node_id: str, holder: Holder) -> str:
+    """What to say when an identity is in use."""
+    return (
+        f"identity {node_id} already runs as {holder.name!r} at {holder.address}; was a data directory copied? "
+        "Remove identity.key from this node's data directory to make it a node of its own"
+    )

@@ -277,17 +277,6 @@ class Reach(Request[Ack], array_like=True, frozen=True):
     ping: Ping
 
 
-class Relay(Request[None], array_like=True, frozen=True):
-    """A datagram carried by the coordination channel, where UDP is blocked."""
-
-    command: ClassVar[str] = "mesh.membership.relay"
-    channel: ClassVar[ChannelName] = "coordination"
-    reply: ClassVar[Any] = None
-
-    source: Address
-    datagram: bytes
-
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_update: Callable[[bytes], Update] = msgspec.msgpack.Decoder(Update).decode
 _decode_datagram: Callable[[bytes], Datagram] = msgspec.msgpack.Decoder(Datagram).decode

@@ -12,6 +12,8 @@ import random
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -20,9 +22,10 @@ import structlog
 
 from meshnode.errors import InvalidInput, JoinError, MeshError, TooLarge, Unreachable
 from meshnode.membership.authority import Authority
-from meshnode.membership.datagrams import Datagrams, Dropped, Envelope, Plain
+from meshnode.membership.datagrams import Carrier, Datagrams, Dropped, Envelope, Plain
 from meshnode.membership.effects import Answered, Changed, Duplicated, Effect, Forgotten, Heard, Send, SendReliable
-from meshnode.membership.joining import Joining, Refused
+from meshnode.membership.events import Events
+from meshnode.membership.joining import Joining, Refused, answer_join, duplicate, other_mesh, read_answer
 from meshnode.membership.messages import (
     METADATA_BYTES,
     RECORD_BYTES,
@@ -43,7 +46,9 @@ from meshnode.membership.messages import (
     encode,
     metadata_bytes,
 )
+from meshnode.membership.peers_file import KeptPeer, load_peers, save_peers
 from meshnode.membership.settings import LAN, Settings
+from meshnode.membership.streams import Streams
 from meshnode.membership.swim import Swim
 from meshnode.mesh import Caller, Member, MemberChange, R, Request
 from meshnode.runtime.directory import Watch
@@ -52,6 +57,8 @@ from meshnode.runtime.driver import Driver
 log = structlog.get_logger("meshnode.membership")
 
 _EXCHANGE_S = 10.0
+_PEERS_S = 5.0  # how long a node without seeds tries the peers it knew before it goes on alone
+_KEEP_PEERS_S = 10.0
 _ASKING_MAX = 64  # questions over the coordination channel under way at once
 _TIMED_MAX = 1024  # pings whose round trip is being measured
 
@@ -67,10 +74,11 @@ class Ask(Protocol):
 class Membership:
     """This node's membership of a mesh.
 
-    bound: a bound UDP socket (`datagrams.open_socket`), closed by `close`. record: what this node says of itself.
-    mesh_id: the mesh it was in before, if any. introduce(member): a peer can be reached at these addresses from now
-    on; forget(member): it is gone. changed(change): every change, this node's own first appearance too. fail(error):
-    membership can't go on; the node should stop. Raises TooLarge if the record is above the caps.
+    bound: a bound socket (`datagrams.open_socket`), closed by `close`; a TCP one for networks that block UDP.
+    record: what this node says of itself. mesh_id: the mesh it was in before, if any. introduce(member): a peer can
+    be reached at these addresses from now on; forget(member): it is gone. changed(change): every change, this node's
+    own first appearance too. fail(error): membership can't go on; the node should stop. peers_file: where known peers
+    are kept for a restart. Raises TooLarge if the record is above the caps.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class Membership:
         settings: Settings = LAN,
         envelope: Envelope | None = None,
         authority: Authority | None = None,
+        peers_file: Path | None = None,
         rng: random.Random | None = None,
     ) -> None:
         check_size(record)
@@ -100,7 +109,12 @@ class Membership:
         self._envelope = envelope or Plain()
         self._swim = Swim(record, settings, rng or random.Random(), authority)
         self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=settings.tick_s, failed=fail)
-        self._datagrams = Datagrams(bound, self._on_datagram)
+        stream = bound.type == socket.SOCK_STREAM
+        self._carrier: Carrier = (Streams if stream else Datagrams)(bound, self._on_datagram)
+        self._peers_file = peers_file
+        self._peers_due = 0.0
+        self._kept: list[KeptPeer] = []
+        self.events = Events(self._swim, self._run)
         self._joining: Joining | None = None
         self._joined = mesh_id is not None  # who was in a mesh before is of it, and may let others in again
         self._duplicate: asyncio.Future[Holder] | None = None
@@ -114,27 +128,35 @@ class Membership:
 
     async def start(self) -> None:
         """Begin to receive and to tick. The node appears as its own first member."""
-        await self._datagrams.open()
+        await self._carrier.open()
         self._driver.start()
         self._publish(MemberChange(self.me, None))
 
     async def join(self, seeds: Sequence[str], timeout_s: float = 30.0) -> None:
         """Get into a mesh through any of the seeds ("host:port" of gossip), or found one if there are none.
 
-        Tried again with back-off until the time is up. Raises JoinError naming each seed and why it didn't let us in:
-        no answer, another mesh, an identity that is in use.
+        Tried again with back-off until the time is up; peers kept from before a restart are tried, too. Raises
+        JoinError naming each seed and why it didn't let us in: no answer, another mesh, an identity that is in use.
         """
-        if seeds:
+        kept = load_peers(self._peers_file, self.mesh_id) if self._peers_file and self.mesh_id else []
+        tried = list(dict.fromkeys([*seeds, *(peer.address for peer in kept if peer.address != self._swim.me.address)]))
+        entered = False
+        if tried:
             record = self._swim.me
-            self._joining = Joining(
-                self._datagrams, self._seal_join, self._enter, record.node_id, record.name, self.mesh_id
-            )
+            joining = Joining(self._carrier, self._seal_join, self._enter, record.node_id, record.name, self.mesh_id)
+            self._joining = joining
             try:
-                entered = await self._joining.join(seeds, timeout_s)
+                entered = await joining.join(tried, timeout_s if seeds else min(timeout_s, _PEERS_S))
+            except JoinError:
+                if seeds or joining.hopeless:
+                    raise
+                # Known peers are all away. This node is of the mesh already: it goes on, and looks for them.
+                log.warning("no known peer answers; going on alone", mesh=self.mesh_id, peers=len(kept))
             finally:
                 self._joining = None
-        if not seeds or not entered:
+        if not entered:
             self.mesh_id = self.mesh_id or uuid.uuid4().hex
+            self._expect(kept)
         self._joined = True
         log.info("joined", mesh=self.mesh_id, members=len(self.members()))
 
@@ -156,11 +178,13 @@ class Membership:
             return
         self._closed = True
         await self._driver.stop()
+        if self._peers_file is not None and self._joined:
+            self._keep_peers(self._peers_file)
         for task in list(self._asking):
             task.cancel()
         if self._asking:
             await asyncio.wait(self._asking)
-        await self._datagrams.close()
+        await self._carrier.close()
 
     @property
     def me(self) -> Member:
@@ -189,7 +213,7 @@ class Membership:
 
     def statistics(self) -> dict[str, Any]:
         """The core's sizes, and the socket's counters: sent, received, dropped by reason."""
-        return {**self._swim.statistics(), **self._datagrams.counters}
+        return {**self._swim.statistics(), **self._carrier.counters}
 
     def set_load(self, slots: int, busy: int) -> None:
         """Say how many tasks this node can run and how many run; call it as often as they change."""
@@ -212,7 +236,7 @@ class Membership:
         if not self._joined:
             raise Unreachable("this node is still joining; ask again", retry_after_s=1.0)
         if message.mesh_id != self.mesh_id:
-            raise JoinError(_other_mesh(self.mesh_id, message.mesh_id))
+            raise JoinError(other_mesh(self.mesh_id, message.mesh_id))
         try:
             said = decode_update(message.exchange.source)
             if not isinstance(said, Alive) or said.record.node_id != caller.peer:
@@ -236,7 +260,30 @@ class Membership:
         effects = self._swim.tick()
         if self._quiet is not None and self._swim.quiet:
             self._quiet.set()
+        if self._peers_file is not None and self._joined:
+            now = asyncio.get_running_loop().time()
+            if now >= self._peers_due:
+                self._peers_due = now + _KEEP_PEERS_S
+                self._keep_peers(self._peers_file)
         return effects
+
+    def _expect(self, kept: Iterable[KeptPeer]) -> None:
+        for peer in kept:
+            with suppress(ValueError):  # the file was edited, or written by another version
+                self._run(self._swim.expect(bytes.fromhex(peer.alive)))
+
+    def _keep_peers(self, path: Path) -> None:
+        me = self._swim.me.node_id
+        # The living first: the file has room for some.
+        members = sorted(self._swim.members(), key=lambda member: member.state)
+        kept = [
+            KeptPeer(member.name, member.address, self._swim.alive(member.node_id).hex())
+            for member in members
+            if member.node_id != me and member.state != "left"
+        ]
+        if self.mesh_id is not None and kept != self._kept:
+            self._kept = kept
+            save_peers(path, self.mesh_id, kept)
 
     # What the core asks to be done.
 
@@ -259,12 +306,14 @@ class Membership:
                 self._round_trips.pop(effect.node_id, None)
             case Duplicated():
                 self._stop_as_duplicate(effect.holder)
-            case Heard() | Answered():
-                pass
+            case Heard():
+                self.events.heard(effect.shout)
+            case Answered():
+                self.events.answered(effect)
 
     def _send(self, address: str, message: Message) -> None:
         if self.mesh_id is not None:
-            self._datagrams.send(address, self._envelope.seal(encode(message), self.mesh_id))
+            self._carrier.send(address, self._envelope.seal(encode(message), self.mesh_id))
 
     def _publish(self, change: MemberChange) -> None:
         member = change.member
@@ -314,7 +363,7 @@ class Membership:
             if not self._duplicate.done():
                 self._duplicate.set_result(holder)
             return
-        error = JoinError(_duplicate(self._swim.me.node_id, holder))
+        error = JoinError(duplicate(self._swim.me.node_id, holder))
         log.error("stopping", error=str(error))
         self._fail(error)
 
@@ -329,10 +378,10 @@ class Membership:
             body, without_mesh = self._envelope.open(datagram, self.mesh_id)
             message = decode_datagram(body)
         except Dropped as reason:
-            self._datagrams.counters[f"dropped_{reason}"] += 1
+            self._carrier.counters[f"dropped_{reason}"] += 1
             return
         except (msgspec.MsgspecError, RecursionError):
-            self._datagrams.counters["dropped_malformed"] += 1
+            self._carrier.counters["dropped_malformed"] += 1
             return
         match message:
             case JoinRequest():
@@ -342,7 +391,7 @@ class Membership:
                     self._joining.answered(message)
             case _:
                 if without_mesh:
-                    self._datagrams.counters["dropped_malformed"] += 1
+                    self._carrier.counters["dropped_malformed"] += 1
                     return
                 if isinstance(message, Ack):
                     self._measure(message)
@@ -367,41 +416,20 @@ class Membership:
     def _answer_join(self, request: JoinRequest, source: str, length: int) -> None:
         if self._joining is not None and self._joining.is_own(request):
             return
-        me = self._swim.me
-        answer: JoinAnswer | JoinRefusal
-        if not self._joined or self.mesh_id is None:
-            answer = JoinRefusal(request.nonce, me.node_id, f"{me.name} is still joining a mesh itself", retry=True)
-        elif request.mesh_id and request.mesh_id != self.mesh_id:
-            answer = JoinRefusal(request.nonce, me.node_id, _other_mesh(self.mesh_id, request.mesh_id), retry=False)
-        else:
-            holder = self._swim.member(request.node_id)
-            held = None
-            record = self._swim.record(request.node_id)
-            if holder is not None and record is not None and holder.state in ("alive", "suspect"):
-                held = Holder(record.name, record.address, record.started)
-            answer = JoinAnswer(request.nonce, self.mesh_id, encode(Alive(me)), held)
-        datagram = self._seal_join(answer)
+        datagram = self._seal_join(answer_join(request, self._swim, self.mesh_id if self._joined else None))
         if len(datagram) > length:
-            self._datagrams.counters["dropped_unpadded_join"] += 1
+            self._carrier.counters["dropped_unpadded_join"] += 1
             return
-        self._datagrams.send(source, datagram)
+        self._carrier.send(source, datagram)
 
     async def _enter(self, answer: JoinAnswer) -> None:
-        try:
-            said = decode_update(answer.alive)
-        except msgspec.MsgspecError as error:
-            raise Refused(f"its answer is malformed ({error}); run one version of meshnode", final=True) from None
-        if not isinstance(said, Alive):
-            raise Refused("its answer is malformed; run one version of meshnode", final=True)
-        if self.mesh_id is not None and answer.mesh_id != self.mesh_id:
-            raise Refused(_other_mesh(answer.mesh_id, self.mesh_id), final=True)
+        seed = read_answer(answer, self.mesh_id)
         before, self.mesh_id = self.mesh_id, answer.mesh_id
         try:
             if answer.holder is not None:
                 await self._check_holder(answer.holder)
-            seed = said.record.node_id
             self._run(self._swim.meet(answer.alive))
-            await self._exchange(seed, self._swim.offer())
+            await self._exchange(seed.node_id, self._swim.offer())
         except BaseException:
             self.mesh_id = before
             raise
@@ -417,7 +445,7 @@ class Membership:
                 self._run(self._swim.identify(holder))
                 await asyncio.wait([self._duplicate], timeout=patience_s / 2)
                 if self._duplicate.done():
-                    raise Refused(_duplicate(me.node_id, self._duplicate.result()), final=True)
+                    raise Refused(duplicate(me.node_id, self._duplicate.result()), final=True)
         finally:
             self._duplicate.cancel()
             self._duplicate = None
@@ -435,14 +463,3 @@ def check_size(record: Record) -> None:
         raise TooLarge(
             f"the membership record takes {whole} bytes, the cap is {RECORD_BYTES}; use a shorter name or address"
         )
-
-
-def _other_mesh(theirs: str | None, ours: str) -> str:
-    return f"it belongs to mesh {theirs}, this node to mesh {ours}; use another seed, or another data directory"
-
-
-def _duplicate(node_id: str, holder: Holder) -> str:
-    return (
-        f"identity {node_id} already runs as {holder.name!r} at {holder.address}; was a data directory copied? "
-        "Remove identity.key from this node's data directory to make it a node of its own"
-    )

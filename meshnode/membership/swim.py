@@ -65,9 +65,13 @@ from meshnode.membership.health import Health
 from meshnode.membership.members import Known
 from meshnode.membership.messages import (
     DATAGRAM_BYTES,
+    NO_LOAD,
     SEAL_BYTES,
     Ack,
+    Alive,
     Answer,
+    Dead,
+    Entry,
     Exchange,
     Gossip,
     Holder,
@@ -79,6 +83,8 @@ from meshnode.membership.messages import (
     Shout,
     Stranger,
     Twin,
+    decode_update,
+    encode,
 )
 from meshnode.membership.probing import ROOM, Prober
 from meshnode.membership.settings import Settings
@@ -256,6 +262,31 @@ class Swim:
         shout = Shout(self.me.node_id, self._shouts, name, payload, asks)
         accepted = self._beliefs.shout(shout)
         return (self._shouts if accepted else None), self._take()
+
+    def answer(self, query: Shout, payload: bytes) -> list[Effect]:
+        """Answer a query that was heard. Sent twice: nothing tells whether a datagram arrived."""
+        me = self.me.node_id
+        origin = self._beliefs.table.get(query.origin)
+        if query.origin == me:
+            self._out.append(Answered(query.number, me, payload))
+        elif origin is not None:
+            send = Send(origin.record.address, Answer(query.number, me, payload), query.origin)
+            self._out.append(send)
+            self._timers.after(self.settings.gossip_interval_ticks, self._out.append, send)
+        return self._take()
+
+    def expect(self, alive: bytes) -> list[Effect]:
+        """Take in a member known from before a restart: dead until it answers, and pinged now and then."""
+        said = decode_update(alive)
+        if isinstance(said, Alive) and self._beliefs.table.get(said.record.node_id) is None:
+            dead = Dead(said.record.node_id, said.record.incarnation, self.me.node_id)
+            self._beliefs.merge(Entry(alive, encode(self._beliefs.sign(dead)), 0, NO_LOAD))
+        return self._take()
+
+    def alive(self, node_id: str) -> bytes:
+        """A member's own record as it was heard, encoded."""
+        known = self._beliefs.table.get(node_id)
+        return known.alive if known is not None else b""
 
     def leave(self) -> list[Effect]:
         """Say goodbye. Keep ticking until `quiet`, so that it is heard."""

@@ -8,13 +8,14 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from meshnode.config import join_address
 from meshnode.errors import MeshTimeout, Unreachable
-from meshnode.membership.datagrams import open_socket
+from meshnode.membership.datagrams import Transport, open_socket
 from meshnode.membership.messages import Record
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import LOCAL, Settings
@@ -58,9 +59,10 @@ class Peer:
 class Mesh:
     """Starts peers, carries their coordination requests, closes all that is open."""
 
-    def __init__(self, settings: Settings = LOCAL) -> None:
+    def __init__(self, settings: Settings = LOCAL, *, transport: Transport = "udp") -> None:
         self.settings = settings
         self.peers: list[Peer] = []
+        self.transport: Transport = transport
         self.tcp_blocked = False
         self._stack = AsyncExitStack()
 
@@ -84,8 +86,9 @@ class Mesh:
         timeout_s: float = 10.0,
         join: bool = True,
         advertise: str | None = None,
+        peers_file: Path | None = None,
     ) -> Peer:
-        bound = open_socket(host, port)
+        bound = open_socket(host, port, transport=self.transport)
         address = join_address(advertise or host, bound.getsockname()[1])
         started = started if started is not None else time.time_ns() // 1_000_000
         record = Record(
@@ -116,6 +119,7 @@ class Mesh:
             fail=lambda error: peer.failures.append(error),
             mesh_id=mesh_id,
             settings=self.settings,
+            peers_file=peers_file,
         )
         peer = Peer(membership, address)
         self.peers.append(peer)

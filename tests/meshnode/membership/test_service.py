@@ -112,7 +112,7 @@ async def test_datagrams_of_another_mesh_are_ignored_and_counted() -> None:
         stray = Plain().seal(
             encode(Gossip("b", [encode(Alive(theirs.membership._swim.me))])), theirs.membership.mesh_id
         )
-        theirs.membership._datagrams.send(ours.address, stray)
+        theirs.membership._carrier.send(ours.address, stray)
         await wait_until(lambda: ours.membership.statistics().get("dropped_other_mesh") == 1)
         assert ours.states() == {"a": "alive"}
 
