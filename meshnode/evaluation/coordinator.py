@@ -12,15 +12,16 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from meshnode.errors import InvalidInput, MeshError, MeshTimeout, Unreachable, WorkerCrashed
 from meshnode.evaluation.candidates import classify
 from meshnode.evaluation.dataset import Examples, as_mapping, batches, size_of
 from meshnode.evaluation.fleet import AUTO_PATIENCE_S, PATIENCE_S, Distributed, Fleet
+from meshnode.evaluation.journal import Journal, open_journal
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.evaluation.metrics import Metric
 from meshnode.evaluation.plan import Cancel, Count, Effect, Fail, Limits, Plan, Send, Starved, Stuck
@@ -28,6 +29,7 @@ from meshnode.evaluation.results import EvaluationResult, Progress, Row
 from meshnode.evaluation.scoring import Scorer
 from meshnode.evaluation.tally import Tally
 from meshnode.mesh import Mesh
+from meshnode.storage.runs import Runs
 from meshnode.values import pack, unpack
 
 #: Runs a task on this process's own workers; raises what `RunTask` says.
@@ -36,22 +38,6 @@ Local: TypeAlias = Callable[[RunTask], Awaitable[TaskReply]]
 READ_AHEAD = 64  # examples that wait in the plan for a node
 PROGRESS_EVERY_S = 0.1
 WAY_S = 5.0  # to a node and back, beside the task itself
-
-
-class Journal(Protocol):
-    """Where finished rows are kept, so that a later run need not repeat them; see `evaluation.journal`."""
-
-    def rows(self) -> AsyncIterator[tuple[Row, bytes]]:
-        """What an earlier run finished, ascending by index, each with its example's digest."""
-        ...
-
-    def add(self, row: Row, digest: bytes, written: Callable[[Exception | None], None]) -> None:
-        """Keep a row; `written` is called on the loop once it is durable, or with what went wrong."""
-        ...
-
-    async def close(self, result: EvaluationResult | None) -> None:
-        """Return once all that was added is durable; `result`: None if the evaluation failed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +49,8 @@ class Settings:
     mid-run; True needs a peer; False runs here only. state: the program's state as JSON. tags: only nodes that carry
     all of them. task_timeout_s: for one example. keep_results: False leaves the result without rows, for any number of
     examples in flat memory. total: how many examples there are, if they can't be counted. local_slots: how many tasks
-    `local` runs at once, 0 for as many as cores. window: how far beyond the oldest unfinished example to read, at
-    least. seed: of the plan's choices.
+    this process runs at once, where its node does not say. window: how far beyond the oldest unfinished example to
+    read, at least. seed: of the plan's choices.
     """
 
     metric: str | Metric = "exact"
@@ -74,7 +60,7 @@ class Settings:
     task_timeout_s: float = 120.0
     keep_results: bool = True
     total: int | None = None
-    local_slots: int = 0
+    local_slots: int = 8
     run_id: str = ""
     window: int = 1024
     limits: Limits = field(default_factory=Limits)
@@ -96,15 +82,16 @@ async def evaluate(
     local: Local | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
-    run: Journal | None = None,
+    run: Journal | str | None = None,
+    runs: Runs | str | None = None,
 ) -> EvaluationResult:
     """Evaluate a program over all examples and return the rows in input order. The options are those of `Settings`.
 
     examples: a list, any iterator or asynchronous iterator of mappings, or the path of a file of JSON lines.
     `local` runs a task on this process's own workers; without it this node is asked over the mesh. `on_row` gets each
     row in input order, `on_progress` a snapshot now and then; both are called on the loop and must not block.
-    `run` (`journal.start_run`, `journal.resume_run`) keeps finished rows, and those an earlier run kept are not done
-    again.
+    `runs`: a store of runs, or its URL (see `storage.open_runs`), in which this evaluation is kept as a new run; `run`:
+    the id of one to resume there, or a journal made by hand. What a run has finished is not evaluated again.
     Cancelling cancels what is in flight; use `Evaluation` to keep what was done.
 
     Raises InvalidInput (a bad or an empty data set), Unreachable (no node to run it on), UnknownMethod (no such
@@ -119,9 +106,10 @@ async def evaluate(
         keep_results=keep_results,
         total=total,
     )
-    return await Evaluation(
-        mesh, program, examples, settings, local=local, on_progress=on_progress, on_row=on_row, run=run
-    ).run()
+    async with open_journal(run, runs, program, metric=metric, state=state) as journal:
+        return await Evaluation(
+            mesh, program, examples, settings, local=local, on_progress=on_progress, on_row=on_row, run=journal
+        ).run()
 
 
 @dataclass(slots=True)
@@ -168,7 +156,7 @@ class Evaluation:
             self._perform,
             distributed=settings.distributed,
             tags=settings.tags,
-            local_slots=None if local is None else settings.local_slots,
+            local_slots=settings.local_slots,
         )
         self._scorer = Scorer(None if isinstance(settings.metric, str) else settings.metric, self._finish)
         self._tally = Tally(keep=settings.keep_results, on_row=on_row, now=self._loop.time())
@@ -219,6 +207,7 @@ class Evaluation:
             retries=self._plan.retries,
             hedges=self._plan.hedges,
             complete=ended and self._done.result(),
+            run=None if self._journal is None else self._journal.run_id,
         )
 
     # -- examples -----------------------------------------------------------------------------------------------------

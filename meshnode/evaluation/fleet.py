@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
@@ -23,7 +22,8 @@ AUTO_PATIENCE_S = 1.0  # how long "auto" waits before this process helps out
 class Fleet:
     """The nodes that take part in one evaluation. `names`: node id to name, of all that ever did.
 
-    local_slots: how many tasks this process runs at once through the caller's `local`; None without one.
+    local_slots: how many tasks this process is asked to run at once, where it does not say so itself; a client offers
+    no slots to the mesh, yet runs its own app if it has one.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Fleet:
         *,
         distributed: Distributed,
         tags: Mapping[str, str],
-        local_slots: int | None,
+        local_slots: int,
     ) -> None:
         self._mesh = mesh
         self._program = program
@@ -44,7 +44,7 @@ class Fleet:
         self._distributed = distributed
         self._tags = tags
         self._me = mesh.me
-        self._own_slots = self._me.slots or (0 if local_slots is None else local_slots or os.cpu_count() or 1)
+        self._own_slots = self._me.slots or local_slots
         self._watch = mesh.watch() if distributed is not False else None  # before the first look: no change is missed
         self._starving_since: tuple[int, float] | None = None  # (rows done, when)
         self.names: dict[str, str] = {}
@@ -62,13 +62,8 @@ class Fleet:
             self._look()
         elif self._distributed is True:
             raise why_none(others, self._program, self._tags)
-        elif self._own_slots:
-            self._use_this_process()
         else:
-            raise Unreachable(
-                f"there is nothing to run {self._program!r} on: this node has no workers and no other node offers it; "
-                "start nodes with --app and --workers"
-            )
+            self._use_this_process()
 
     async def follow(self) -> None:
         """Take in each change, and look anew now and then."""
@@ -83,16 +78,22 @@ class Fleet:
 
     def starved(self, starved: Starved, done: int, now: float) -> MeshError | None:
         """The plan has no node to give work to: this process helps out, or we wait, or it ends with this error."""
-        if self._distributed == "auto" and not self.uses_this_process and self._own_slots:
+        if self._distributed == "auto" and not self.uses_this_process:
             self._use_this_process()
             return None
-        if starved.hopeless:
-            return starved.reason
+        # If only this process is left and can't do it, peers may still come back; if it never had any, they won't.
+        only_me = self._plan.nodes <= {self._me.node_id}
+        if starved.hopeless and not (only_me and self.mode == "distributed"):
+            return self._nobody(starved.reason) if only_me and self._distributed == "auto" else starved.reason
         if self._starving_since is None or self._starving_since[0] != done:
             self._starving_since = (done, now)
         if self._distributed == "auto" and now - self._starving_since[1] < PATIENCE_S:
             return None
         return Unreachable(f"no node could be given work for {PATIENCE_S:.0f} s; the last said: {starved.reason}")
+
+    def _nobody(self, reason: MeshError) -> MeshError:
+        others = [member for member in self._mesh.members() if member.node_id != self._me.node_id]
+        return type(reason)(f"{why_none(others, self._program, self._tags)}; and here: {reason}")
 
     def _use_this_process(self) -> None:
         self.uses_this_process = True

@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -20,12 +21,34 @@ from meshnode.errors import InvalidInput
 from meshnode.evaluation.messages import TaskError
 from meshnode.evaluation.metrics import Metric
 from meshnode.evaluation.results import EvaluationResult, Row
+from meshnode.storage import default_url, open_runs
 from meshnode.storage.runs import Finished, Run, Runs
 from meshnode.values import pack, unpack
 
 T = TypeVar("T")
 
 PAGE = 500
+
+
+class Journal(Protocol):
+    """Where finished rows are kept, so that a later run need not repeat them."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, to resume it by."""
+        ...
+
+    def rows(self) -> AsyncIterator[tuple[Row, bytes]]:
+        """What an earlier run finished, ascending by index, each with its example's digest."""
+        ...
+
+    def add(self, row: Row, digest: bytes, written: Callable[[Exception | None], None]) -> None:
+        """Keep a row; `written` is called on the loop once it is durable, or with what went wrong."""
+        ...
+
+    async def close(self, result: EvaluationResult | None) -> None:
+        """Return once all that was added is durable; `result`: None if the evaluation failed."""
+        ...
 
 
 class _Outcome(msgspec.Struct, array_like=True, frozen=True):
@@ -39,6 +62,7 @@ class RunJournal:
 
     def __init__(self, runs: Runs, run: Run) -> None:
         self.run = run
+        self.run_id = run.run_id
         self._runs = runs
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._waiting: list[tuple[Finished, Callable[[Exception | None], None]]] = []
@@ -47,7 +71,7 @@ class RunJournal:
     async def rows(self) -> AsyncIterator[tuple[Row, bytes]]:
         """What is finished, ascending by index, each with its example's digest."""
         after = -1
-        load = partial(self._runs.load_finished, self.run.run_id, limit=PAGE)
+        load = partial(self._runs.load_finished, self.run_id, limit=PAGE)
         while page := await self._in_thread(partial(load, after=after)):
             for finished in page:
                 yield _to_row(finished), finished.digest
@@ -73,7 +97,7 @@ class RunJournal:
                 error: Exception | None = None
                 try:
                     rows = [row for row, _ in batch]
-                    await self._in_thread(partial(self._runs.add_finished, self.run.run_id, rows))
+                    await self._in_thread(partial(self._runs.add_finished, self.run_id, rows))
                 except Exception as raised:  # told to whoever waits for these rows
                     error = raised
                 for _, written in batch:
@@ -83,12 +107,12 @@ class RunJournal:
 
     def _end(self, result: EvaluationResult | None) -> None:
         if result is None:
-            self._runs.end_run(self.run.run_id, "failed")
+            self._runs.end_run(self.run_id, "failed")
             return
         summary = {key: value for key, value in result.to_json().items() if key != "results"}
-        self._runs.end_run(self.run.run_id, "done" if result.complete else "stopped", summary)
+        self._runs.end_run(self.run_id, "done" if result.complete else "stopped", summary)
         if result.complete:
-            self._runs.append_metric(self.run.run_id, "score", result.score, step=result.examples)
+            self._runs.append_metric(self.run_id, "score", result.score, step=result.examples)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -117,6 +141,26 @@ def resume_run(
             )
     runs.end_run(run_id, "running")
     return RunJournal(runs, run)
+
+
+@asynccontextmanager
+async def open_journal(
+    run: Journal | str | None, runs: Runs | str | None, program: str, *, metric: str | Metric, state: bytes | None
+) -> AsyncIterator[Journal | None]:
+    """The journal that `evaluate` was asked for by `run` and `runs`, if any; a store opened here is closed here."""
+    if not isinstance(run, str) and (run is not None or runs is None):
+        yield run
+        return
+    store = await asyncio.to_thread(open_runs, runs or default_url()) if isinstance(runs, str | None) else runs
+    try:
+        if run is None:
+            made = await asyncio.to_thread(partial(start_run, store, program, metric=metric, state=state))
+        else:
+            made = await asyncio.to_thread(partial(resume_run, store, run, program, metric=metric, state=state))
+        yield made
+    finally:
+        if store is not runs:
+            await asyncio.to_thread(store.close)
 
 
 def _settings(metric: str | Metric, state: bytes | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
     score: 100 * mean over all examples, failed ones as 0, rounded to 2 places. results: empty if they were not kept.
     nodes: how many examples each node did. retries: sends beyond an example's first, for a failure; hedges: for being
     late. resumed: rows taken from an earlier run. complete: False if it was stopped; score and rows then cover what
-    was done.
+    was done. run: the id it can be resumed by, if it was kept.
     """
 
     score: float
@@ -44,9 +44,13 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
     hedges: int = 0
     resumed: int = 0
     complete: bool = True
+    run: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `meshnode eval --json` prints, in plain JSON values; "complete" only where it is false."""
+        """What `meshnode eval --json` prints, in plain JSON values.
+
+        "run" only if it was kept, "complete" only if it was not finished.
+        """
         value: dict[str, Any] = {
             "score": self.score,
             "examples": self.examples,
@@ -57,7 +61,11 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
             "seconds": round(self.seconds, 3),
             "mode": self.mode,
         }
-        return value if self.complete else {**value, "complete": False}
+        if self.run is not None:
+            value["run"] = self.run
+        if not self.complete:
+            value["complete"] = False
+        return value
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

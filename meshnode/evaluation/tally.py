@@ -68,7 +68,9 @@ class Tally:
             retries=retries,
         )
 
-    def result(self, now: float, mode: Mode, *, retries: int, hedges: int, complete: bool) -> EvaluationResult:
+    def result(
+        self, now: float, mode: Mode, *, retries: int, hedges: int, complete: bool, run: str | None = None
+    ) -> EvaluationResult:
         """What is done, in input order; rows behind a gap are included."""
         early = [self._early[index] for index in sorted(self._early)] if self._keep else []
         return EvaluationResult(
@@ -83,6 +85,7 @@ class Tally:
             hedges=hedges,
             resumed=self.resumed,
             complete=complete,
+            run=run,
         )
 
     def _total_score(self) -> float:

@@ -10,13 +10,23 @@ them in one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
 from meshnode.errors import ConfigError
 from meshnode.storage.runs import Runs
 
-__all__ = ["Runs", "open_runs"]
+__all__ = ["Runs", "default_url", "open_runs"]
+
+
+def default_url() -> str:
+    """Where runs are kept if nothing else is said: `$MESHNODE_RUNS`, else SQLite in the user's state directory."""
+    if url := os.environ.get("MESHNODE_RUNS"):
+        return url
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "meshnode"
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"sqlite:///{state / 'runs.db'}"
 
 
 def open_runs(url: str) -> Runs:

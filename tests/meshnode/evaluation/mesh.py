@@ -161,6 +161,7 @@ def as_mesh(mesh: MeshStandIn) -> Mesh:
 def client() -> Node:
     node = Node("client", {}, 0)
     node.role = "client"
+    node.queue = 8  # offers nothing, yet runs its own app for itself
     return node
 
 

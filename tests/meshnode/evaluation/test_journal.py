@@ -20,7 +20,7 @@ from meshnode.errors import InvalidInput
 from meshnode.evaluation.coordinator import Evaluation, Settings, evaluate
 from meshnode.evaluation.journal import RunJournal, resume_run, start_run
 from meshnode.evaluation.results import EvaluationResult, Row
-from meshnode.storage import Runs, open_runs
+from meshnode.storage import Runs, default_url, open_runs
 from meshnode.storage.runs import Finished, StorageError
 from tests.meshnode.evaluation.mesh import MeshStandIn, Node, as_mesh, client, mesh_of
 
@@ -238,6 +238,33 @@ def test_killed_coordinator_is_resumed_and_nothing_finished_is_asked_again(kind:
         assert all(requests[n] == asked_then[n] for n in told), "what was told is never asked again"
     # What was under way, or answered and not yet committed, is asked again; commits keep that near what is in flight.
     assert sum(requests.values()) - 400 <= 2 * 6 * IN_FLIGHT
+
+
+async def test_evaluation_opens_starts_and_resumes_runs_by_url_and_id(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/r.db"
+    mesh, nodes = mesh_of(1, answer)
+    first = await evaluate(as_mesh(mesh), "qa", examples(5), runs=url)
+    assert first.run
+    assert first.to_json()["run"] == first.run
+    again = await evaluate(as_mesh(mesh), "qa", examples(5), runs=url, run=first.run)
+    assert again.resumed == 5
+    assert max(nodes[0].seen.values()) == 1
+    with pytest.raises(InvalidInput, match=f"there is no run 'yours'; the newest: {first.run}"):
+        await evaluate(as_mesh(mesh), "qa", examples(5), runs=url, run="yours")
+
+
+async def test_resumed_run_is_looked_for_where_runs_are_kept_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESHNODE_RUNS", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    mesh, _ = mesh_of(1, answer)
+    first = await evaluate(as_mesh(mesh), "qa", examples(5), runs=default_url())
+    assert (tmp_path / "meshnode" / "runs.db").exists()
+    assert (await evaluate(as_mesh(mesh), "qa", examples(5), run=first.run)).resumed == 5
+    monkeypatch.setenv("MESHNODE_RUNS", f"file://{tmp_path}/elsewhere")
+    with pytest.raises(InvalidInput, match="the newest: none yet"):
+        await evaluate(as_mesh(mesh), "qa", examples(5), run=first.run)
 
 
 def test_journal_is_for_one_run() -> None:
