@@ -1,0 +1,271 @@
+"""The replicated machine of a mesh: variables and sessions under one log, one time, one snapshot.
+
+What an entry's bytes are
+
+    Open | Close | Run      a client session's command (consensus/raft/sessions.py); a Run holds one of the commands
+                            of variables.py or sessions.py, and applies once however often it is retried
+    Advance(log_ms)         the time, from the leader; needs no session, for it may be repeated
+
+The log's time is milliseconds that never fall: `log_ms` becomes the larger of its own and the entry's, and sessions
+whose time is up end right there. The leader proposes an Advance before a batch of commands if its time moved on by
+100 ms since the last, and once a second while any session lives. A new leader goes on from the time it finds here, by
+its own monotonic clock:
+
+    at the start of a term       base_ms = machine.log_ms;  base_s = clock()
+    each Advance                 Advance(base_ms + int((clock() - base_s) * 1000))
+
+so no wall clock, right or wrong, ends a session; a change of leader can only lengthen one.
+
+Everything here is a function of the entries applied, in their order: same entries, same answers, same bytes of
+snapshot. Nothing iterates over a set or reads a clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import msgspec
+
+from consensus.errors import ConsensusError
+from consensus.machines import sessions, variables
+from consensus.machines.values import Refusal, RefusedByRule, refuse
+from consensus.raft import sessions as clients
+
+FORMAT_VERSION = 1
+_PART_VARIABLES = 64
+_PART_SESSIONS = 512
+
+Command: TypeAlias = variables.Command | sessions.Command
+_OF_SESSIONS = (sessions.Start, sessions.Renew, sessions.Stop)
+Result: TypeAlias = variables.Written | variables.Compared | sessions.Granted | sessions.Stopped | Refusal
+Change: TypeAlias = variables.Change | sessions.SessionChange
+
+
+class Advance(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """The log's time is at least this, in milliseconds. Tags 0 to 2 are those of the client sessions' commands."""
+
+    log_ms: int
+
+
+class Advanced(msgspec.Struct, frozen=True):
+    """The answer to an Advance: the log's time now."""
+
+    log_ms: int
+
+
+Outcome: TypeAlias = clients.Outcome | Advanced
+
+
+class SnapshotRefused(ConsensusError):
+    """The bytes are no whole snapshot of this version; the machine is as it was."""
+
+
+class _Header(msgspec.Struct, array_like=True, frozen=True):
+    format_version: int
+    index: int
+    log_ms: int
+    sessions: int
+    variables: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+    variables.Register
+    | variables.Unregister
+    | variables.Set
+    | variables.Compare
+    | sessions.Start
+    | sessions.Renew
+    | sessions.Stop
+)
+_result_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
+_advance_decoder = msgspec.msgpack.Decoder(Advance)
+_ADVANCE_PREFIX = _encoder.encode(Advance(0))[:2]  # an array of two, tagged 3
+_header_decoder = msgspec.msgpack.Decoder(_Header)
+_sessions_decoder = msgspec.msgpack.Decoder(list[sessions.Session])
+_variables_decoder = msgspec.msgpack.Decoder(list[variables.Stored])
+_LENGTH = struct.Struct("<I")
+
+
+def encode_command(command: Command) -> bytes:
+    """A command as a client session's Run carries it."""
+    return _encoder.encode(command)
+
+
+def decode_command(data: bytes) -> Command:
+    """Reverse of encode_command; raises msgspec.DecodeError."""
+    command: Command = _command_decoder.decode(data)
+    return command
+
+
+def encode_advance(log_ms: int) -> bytes:
+    """An Advance as the data of an entry."""
+    return _encoder.encode(Advance(log_ms))
+
+
+def decode_result(data: bytes) -> Result:
+    """What `clients.Applied.result` holds; raises msgspec.DecodeError."""
+    result: Result = _result_decoder.decode(data)
+    return result
+
+
+class Machine:
+    """One replica. `index` is that of the last entry applied, `log_ms` the log's time.
+
+    `variables` and `sessions` may be read at any time; they change only by `apply` and `restore`.
+    """
+
+    def __init__(self, *, limit_clients: int = 4096, limit_answers: int = 4096) -> None:
+        self.index = 0
+        self.log_ms = 0
+        self.variables = variables.Variables()
+        self.sessions = sessions.Sessions()
+        self._clients = clients.Sessions(self._run, limit_sessions=limit_clients, limit_answers=limit_answers)
+        self._changes: list[Change] = []
+
+    def apply(self, index: int, data: bytes) -> tuple[Outcome, list[Change]]:
+        """Apply one committed command; returns its outcome and the changes for watchers, in order."""
+        if index <= self.index:
+            raise AssertionError(f"entry {index} after {self.index}: entries are applied once, in order")
+        self.index = index
+        outcome = self._advance(index, data) if data.startswith(_ADVANCE_PREFIX) else self._clients.apply(index, data)
+        changes = self._changes
+        if changes:
+            self._changes = []
+        return outcome, changes
+
+    def check(self, command: Command) -> None:
+        """Raise RefusedByRule if the command would be refused as things stand: ask this before proposing."""
+        if isinstance(command, _OF_SESSIONS):
+            refusal = self.sessions.check(command)
+        else:
+            refusal = self.variables.check(command) or self._without_session(command)
+        if refusal is not None:
+            raise RefusedByRule(refusal)
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The state as it is now, in chunks. They may be consumed later, and in another thread.
+
+        For what is captured here is never altered: changes are frozen, and lists of them copied.
+        """
+        return self._chunks(
+            _Header(FORMAT_VERSION, self.index, self.log_ms, len(self.sessions), len(self.variables)),
+            self._clients.dump(),
+            list(self.sessions),
+            self.variables.dump(),
+        )
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the state by a snapshot's, however it was cut into chunks. Raises SnapshotRefused."""
+        parts = _parts(chunks)
+        restored_clients = clients.Sessions(self._run)
+        try:
+            header = _header_decoder.decode(next(parts, b""))
+            if header.format_version != FORMAT_VERSION:
+                raise SnapshotRefused(f"the snapshot has format {header.format_version}, not {FORMAT_VERSION}")
+            table = next(parts, b"")
+            restored_clients.restore(table)
+            restored_sessions: list[sessions.Session] = []
+            while len(restored_sessions) < header.sessions:
+                restored_sessions += _sessions_decoder.decode(next(parts, b""))
+            restored_variables: list[variables.Stored] = []
+            while len(restored_variables) < header.variables:
+                restored_variables += _variables_decoder.decode(next(parts, b""))
+        except msgspec.DecodeError as error:
+            raise SnapshotRefused(f"the snapshot can't be understood ({error})") from None
+        if next(parts, None) is not None:
+            raise SnapshotRefused("something follows the snapshot's end")
+        self.index = header.index
+        self.log_ms = header.log_ms
+        self._clients.restore(table)
+        self.sessions.restore(restored_sessions)
+        self.variables.restore(restored_variables)
+
+    def digest(self) -> str:
+        """SHA-256 of the snapshot: equal on all nodes that applied the same entries."""
+        digest = hashlib.sha256()
+        for chunk in self.snapshot():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _advance(self, index: int, data: bytes) -> Outcome:
+        try:
+            log_ms = _advance_decoder.decode(data).log_ms
+        except msgspec.DecodeError:
+            return clients.Malformed()
+        self.log_ms = max(self.log_ms, log_ms)
+        for ended in self.sessions.expire(index, self.log_ms):
+            self._changes.append(ended)
+            self._changes += self.variables.remove_session(index, self.log_ms, ended.id)
+        return Advanced(self.log_ms)
+
+    def _run(self, index: int, data: bytes) -> bytes:
+        """What a client session runs once."""
+        try:
+            command = _command_decoder.decode(data)
+        except msgspec.DecodeError as error:
+            return _encoder.encode(refuse("command", "malformed", str(error)).refusal)
+        result: Result
+        if type(command) is variables.Set:  # by far the most frequent
+            result, change = self.variables.apply(index, self.log_ms, command)
+            if change is not None:
+                self._changes.append(change)
+            return _encoder.encode(result)
+        if isinstance(command, _OF_SESSIONS):
+            return _encoder.encode(self._run_session(index, command))
+        refusal = self._without_session(command) if isinstance(command, variables.Register) else None
+        if refusal is not None:
+            return _encoder.encode(refusal)
+        result, change = self.variables.apply(index, self.log_ms, command)
+        if change is not None:
+            self._changes.append(change)
+        return _encoder.encode(result)
+
+    def _run_session(self, index: int, command: sessions.Command) -> Result:
+        result, change = self.sessions.apply(index, self.log_ms, command)
+        if change is not None:
+            self._changes.append(change)
+            if change.what != "started":
+                self._changes += self.variables.remove_session(index, self.log_ms, change.id)
+        return result
+
+    def _without_session(self, command: variables.Command) -> Refusal | None:
+        """A variable can't be owned by a session that does not live: nothing would ever remove it."""
+        if type(command) is not variables.Register or command.declaration.session is None:
+            return None
+        if self.sessions.get(command.declaration.session) is not None:
+            return None
+        return refuse(command.declaration.name, "session", "the session that shall own it does not live").refusal
+
+    @staticmethod
+    def _chunks(
+        header: _Header, table: bytes, living: list[sessions.Session], known: list[variables.Stored]
+    ) -> Iterator[bytes]:
+        yield _part(_encoder.encode(header))
+        yield _part(table)
+        for at in range(0, len(living), _PART_SESSIONS):
+            yield _part(_encoder.encode(living[at : at + _PART_SESSIONS]))
+        for at in range(0, len(known), _PART_VARIABLES):
+            yield _part(_encoder.encode(known[at : at + _PART_VARIABLES]))
+
+
+def _part(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts that `_part` made, from chunks that were cut anywhere."""
+    rest = bytearray()
+    for chunk in chunks:
+        rest += chunk
+        while len(rest) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(rest)
+            if len(rest) < _LENGTH.size + length:
+                break
+            yield bytes(rest[_LENGTH.size : _LENGTH.size + length])
+            del rest[: _LENGTH.size + length]
+    if rest:
+        raise SnapshotRefused("the snapshot was cut off")

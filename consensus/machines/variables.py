@@ -1,0 +1,331 @@
+"""Shared variables: typed, constrained, versioned, with metadata and a bounded history. Pure and deterministic.
+
+A version is the index of the log entry that made it, so versions rise and are the same on every node; one entry
+changes a variable at most once. A variable's life, as watchers see it, in this order:
+
+    index  command                         change
+    12     Register(temperature = 0.7)     registered  0.7   version 12
+    13     Register(the same again)        none: it is answered `Written(12)`
+    14     Set(temperature, 0.3)           set         0.3   version 14, before 12
+    15     Compare(temperature, 0.7, 1.0)  none: it is answered `Compared(False, 14, 0.3)`
+    16     Unregister(temperature)         removed     0.3   version 16, before 14
+
+`check` tells whether a command would be refused as things stand. It is what `apply` itself asks first, so who checks
+before proposing is told the same words; only that the state may have changed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeAlias, cast
+
+import msgspec
+
+from consensus.machines.values import (
+    MAX_NAME_LENGTH,
+    Declaration,
+    Refusal,
+    RefusedByRule,
+    Value,
+    check_text,
+    checked_declaration,
+    checked_metadata,
+    checked_value,
+    difference,
+    open_range,
+    refuse,
+)
+
+MAX_VARIABLES = 10_000
+MAX_TOTAL_BYTES = 64 << 20
+"""Texts and metadata of all variables with their histories: what a snapshot must carry, roughly."""
+
+
+class Register(msgspec.Struct, array_like=True, frozen=True, tag="register"):
+    """Declare a variable. The same declaration again is no error and changes nothing."""
+
+    declaration: Declaration
+    writer: str = ""
+
+
+class Unregister(msgspec.Struct, array_like=True, frozen=True, tag="unregister"):
+    """Remove a variable and its history. One that is unknown is no error: it is gone, as asked."""
+
+    name: str
+    writer: str = ""
+
+
+class Set(msgspec.Struct, array_like=True, frozen=True, tag="set", gc=False):
+    """Change a value. `writer` (a node or person) and `wall_ms` (Unix time, as the writer saw it) are for people.
+
+    `version`: change it only if this is its version now; 0: whatever it is.
+    """
+
+    name: str
+    value: Value
+    metadata: dict[str, str] = {}
+    writer: str = ""
+    wall_ms: int = 0
+    version: int = 0
+
+
+class Compare(msgspec.Struct, array_like=True, frozen=True, tag="compare"):
+    """Compare-and-set: change the value if it equals `expected`."""
+
+    name: str
+    expected: Value
+    value: Value
+    metadata: dict[str, str] = {}
+    writer: str = ""
+    wall_ms: int = 0
+
+
+Command: TypeAlias = Register | Unregister | Set | Compare
+
+
+class Written(msgspec.Struct, array_like=True, frozen=True, tag="written", gc=False):
+    """It holds, as of this version. For an Unregister: 0 if there was nothing to remove."""
+
+    version: int
+
+
+class Compared(msgspec.Struct, array_like=True, frozen=True, tag="compared", gc=False):
+    """Whether the expectation held and the value was changed; version and value are those afterwards."""
+
+    swapped: bool
+    version: int
+    value: Value
+
+
+Result: TypeAlias = Written | Compared | Refusal
+
+
+class Change(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What watchers see and history keeps. `before` is the version it follows, 0 for the first.
+
+    `log_ms` is the machine's own time (composite.py), `wall_ms` the writer's clock.
+    """
+
+    name: str
+    what: Literal["registered", "set", "removed"]
+    value: Value
+    version: int
+    before: int
+    metadata: dict[str, str] = {}
+    writer: str = ""
+    wall_ms: int = 0
+    log_ms: int = 0
+
+
+_WRITES = (Set, Compare)  # a tuple: isinstance with a union takes several times as long
+
+
+class Stored(msgspec.Struct, array_like=True, frozen=True):
+    """A variable as a snapshot holds it. `history` has the newest changes, the oldest first."""
+
+    declaration: Declaration
+    history: tuple[Change, ...]
+
+
+class Variable:
+    """A variable as it is. `history` holds the newest changes, the oldest first; the last made the present value."""
+
+    __slots__ = ("_range", "declaration", "has_text", "history", "value", "version")
+
+    def __init__(self, declaration: Declaration, history: Iterable[Change]) -> None:
+        self.declaration = declaration
+        self.history = deque(history, declaration.history)
+        self.value: Value = self.history[-1].value
+        self.version = self.history[-1].version
+        self._range = open_range(declaration)
+        # Whether its history may hold anything that counts towards MAX_TOTAL_BYTES.
+        self.has_text = type(self.value) is str or any(change.metadata for change in self.history)
+
+    def checked(self, value: Any) -> Value:
+        """The value as it is stored; raises RefusedByRule. Most writes are numbers in their range: they go first."""
+        if self._range is not None:
+            exact_type, low, high = self._range
+            is_exact = type(value) is exact_type
+            if is_exact and low <= value <= high:
+                return cast("Value", value)
+        return checked_value(self.declaration, value)
+
+    @property
+    def pushed_out(self) -> Change | None:
+        """What the next change will push out of the history."""
+        return self.history[0] if len(self.history) == self.history.maxlen else None
+
+    def put(self, change: Change) -> None:
+        """Take a change in."""
+        self.history.append(change)
+        self.value = change.value
+        self.version = change.version
+        if change.metadata:
+            self.has_text = True
+
+
+class Variables:
+    """The variables by name."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Variable] = {}
+        self._by_session: dict[str, set[str]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Variable]:
+        return iter(sorted(self._by_name.values(), key=lambda variable: variable.declaration.name))
+
+    def get(self, name: str) -> Variable | None:
+        """A variable, if there is one by that name."""
+        return self._by_name.get(name)
+
+    def check(self, command: Command) -> Refusal | None:
+        """Why this command would be refused as things stand; None if it would be carried out."""
+        try:
+            if isinstance(command, _WRITES):
+                self._checked_write(command)
+            elif isinstance(command, Register):
+                self._checked_declaration(command)
+            else:
+                _check_writer(command.name, command.writer)
+        except RefusedByRule as error:
+            return error.refusal
+        return None
+
+    def apply(self, index: int, log_ms: int, command: Command) -> tuple[Result, Change | None]:
+        """Carry out a command that stands at `index` of the log; returns its answer and the change it made."""
+        try:
+            if isinstance(command, _WRITES):
+                return self._write(index, log_ms, command)
+            if isinstance(command, Register):
+                return self._register(index, log_ms, command)
+            return self._unregister(index, log_ms, command)
+        except RefusedByRule as error:
+            return error.refusal, None
+
+    def remove_session(self, index: int, log_ms: int, session: str) -> list[Change]:
+        """Remove what a session owned, by name."""
+        names = sorted(self._by_session.get(session, ()))
+        return [self._remove(index, log_ms, self._by_name[name], "") for name in names]
+
+    def dump(self) -> list[Stored]:
+        """All as they are now; what comes later does not alter it."""
+        return [Stored(variable.declaration, tuple(variable.history)) for variable in self]
+
+    def restore(self, variables: list[Stored]) -> None:
+        """Replace all."""
+        self._by_name = {}
+        self._by_session = {}
+        self._bytes = 0
+        for stored in variables:
+            self._put(Variable(stored.declaration, stored.history))
+
+    def _checked_declaration(self, command: Register) -> Declaration:
+        declaration = checked_declaration(command.declaration)
+        name = declaration.name
+        _check_writer(name, command.writer)
+        known = self._by_name.get(name)
+        if known is None and len(self._by_name) >= MAX_VARIABLES:
+            raise refuse(name, "limit", f"there are {MAX_VARIABLES} variables already")
+        differing = None if known is None else difference(known.declaration, declaration)
+        if differing is not None:
+            raise refuse(name, "conflict", f"it is declared otherwise: {differing}")
+        return declaration
+
+    def _checked_write(self, command: Set | Compare) -> tuple[Variable, Value, dict[str, str]]:
+        """The variable, and value and metadata as they will be stored."""
+        name = command.name
+        known = self._by_name.get(name)
+        if known is None:
+            raise refuse(name[:MAX_NAME_LENGTH], "unknown", "no such variable is registered")
+        value = known.checked(command.value)
+        if isinstance(command, Compare):
+            known.checked(command.expected)
+        metadata = command.metadata
+        if metadata:
+            metadata = checked_metadata(name, metadata)
+        if command.writer:
+            _check_writer(name, command.writer)
+        if (metadata or type(value) is str) and self._bytes_with(known, value, metadata) > MAX_TOTAL_BYTES:
+            raise refuse(name, "limit", f"all variables together may hold {MAX_TOTAL_BYTES} bytes of text, no more")
+        return known, value, metadata
+
+    def _write(self, index: int, log_ms: int, command: Set | Compare) -> tuple[Result, Change | None]:
+        known, value, metadata = self._checked_write(command)
+        before = known.version
+        result: Result
+        if isinstance(command, Compare):
+            # Of the variable's own type, as checked: only there 0 and 0.0 and False can't be mixed up.
+            if command.expected != known.value:
+                return Compared(False, before, known.value), None
+            result = Compared(True, index, value)
+        else:
+            if command.version and command.version != before:
+                raise refuse(command.name, "conflict", f"its version is {before}, not {command.version}")
+            result = Written(index)
+        change = Change(command.name, "set", value, index, before, metadata, command.writer, command.wall_ms, log_ms)
+        if metadata or known.has_text:  # not the plain number, by far the most frequent
+            self._bytes = self._bytes_with(known, value, metadata)
+        known.put(change)
+        return result, change
+
+    def _bytes_with(self, known: Variable, value: Value, metadata: dict[str, str]) -> int:
+        """The bytes of all, once this change is in the variable's history, and the oldest perhaps out of it."""
+        pushed_out = known.pushed_out
+        if pushed_out is None:
+            return self._bytes + _size(value, metadata)
+        return self._bytes + _size(value, metadata) - _size(pushed_out.value, pushed_out.metadata)
+
+    def _register(self, index: int, log_ms: int, command: Register) -> tuple[Result, Change | None]:
+        declaration = self._checked_declaration(command)
+        known = self._by_name.get(declaration.name)
+        if known is not None:
+            return Written(known.version), None
+        change = Change(
+            declaration.name, "registered", declaration.initial, index, 0, writer=command.writer, log_ms=log_ms
+        )
+        self._put(Variable(declaration, (change,)))
+        return Written(index), change
+
+    def _unregister(self, index: int, log_ms: int, command: Unregister) -> tuple[Result, Change | None]:
+        _check_writer(command.name, command.writer)
+        known = self._by_name.get(command.name)
+        if known is None:
+            return Written(0), None
+        return Written(index), self._remove(index, log_ms, known, command.writer)
+
+    def _put(self, variable: Variable) -> None:
+        declaration = variable.declaration
+        self._by_name[declaration.name] = variable
+        self._bytes += sum(_size(change.value, change.metadata) for change in variable.history)
+        if declaration.session is not None:
+            self._by_session.setdefault(declaration.session, set()).add(declaration.name)
+
+    def _remove(self, index: int, log_ms: int, variable: Variable, writer: str) -> Change:
+        declaration = variable.declaration
+        del self._by_name[declaration.name]
+        self._bytes -= sum(_size(change.value, change.metadata) for change in variable.history)
+        if declaration.session is not None:
+            names = self._by_session[declaration.session]
+            names.discard(declaration.name)
+            if not names:
+                del self._by_session[declaration.session]
+        return Change(
+            declaration.name, "removed", variable.value, index, variable.version, writer=writer, log_ms=log_ms
+        )
+
+
+def _size(value: Value, metadata: dict[str, str]) -> int:
+    """What counts towards MAX_TOTAL_BYTES. Numbers don't: MAX_VARIABLES and MAX_HISTORY bound them."""
+    size = len(value) if type(value) is str else 0
+    return size + sum(len(key) + len(text) for key, text in metadata.items()) if metadata else size
+
+
+def _check_writer(subject: str, writer: str) -> None:
+    check_text(subject[:MAX_NAME_LENGTH], writer)
+    if len(writer) > MAX_NAME_LENGTH:
+        raise refuse(subject[:MAX_NAME_LENGTH], "metadata", f"a writer has at most {MAX_NAME_LENGTH} characters")
