@@ -165,6 +165,7 @@ class Plan:
         self._durations: deque[float] = deque(maxlen=SAMPLES)
         self._idle_since = 0
         self._reason: MeshError = Unreachable("there is no node to run it on")
+        self.capacity = 0  # how many calls all nodes together may hold
         self.sends = 0
         self.retries = 0
         self.hedges = 0
@@ -185,11 +186,6 @@ class Plan:
         """The nodes seen and not lost."""
         return frozenset(self._nodes)
 
-    @property
-    def capacity(self) -> int:
-        """How many calls all nodes together may hold."""
-        return sum(node.full for node in self._nodes.values())
-
     def add(self, index: int) -> list[Effect]:
         """One more example, `index` never used before."""
         self._fresh.append(_Example(index))
@@ -200,7 +196,9 @@ class Plan:
         node = self._nodes.get(name)
         if node is None:
             node = self._nodes[name] = Capacity(name)
+        self.capacity -= node.full
         node.see(slots, busy, ready=ready)
+        self.capacity += node.full
         self._refresh(node)
         return self._assign()
 
@@ -209,6 +207,7 @@ class Plan:
         node = self._nodes.pop(name, None)
         if node is None:
             return []
+        self.capacity -= node.full
         self._open.pop(name, None)
         self._blocked.discard(name)
         self._reason = reason

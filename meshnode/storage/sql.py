@@ -136,11 +136,9 @@ class SqlRuns(Runs):
 
     def checkpoint(self, run_id: str, step: int, state: bytes) -> None:
         """Keep the state after a step; the same step again replaces it."""
-        with self._transaction() as connection:
-            self._find(connection, run_id)
-            same = (_checkpoints.c.run_id == run_id) & (_checkpoints.c.step == step)
-            connection.execute(_checkpoints.delete().where(same))
-            connection.execute(_checkpoints.insert(), {"run_id": run_id, "step": step, "state": state})
+        insert = self._upsert(_checkpoints)
+        replace = insert.on_conflict_do_update(index_elements=["run_id", "step"], set_={"state": insert.excluded.state})
+        self._insert(run_id, replace, [{"run_id": run_id, "step": step, "state": state}])
 
     def load_checkpoint(self, run_id: str) -> Checkpoint | None:
         """The state of the highest step."""

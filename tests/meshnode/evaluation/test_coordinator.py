@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from meshnode.errors import (
@@ -267,6 +268,34 @@ async def test_worker_that_prints_garbage_is_tried_elsewhere() -> None:
     result = await evaluate(as_mesh(mesh), "qa", examples(30))
     assert result.failed == sum(n % 7 == 3 for n in range(30))
     assert result.nodes == {"n1": 30}
+
+
+async def test_worker_that_returns_no_score_is_a_failed_row_not_a_zero() -> None:
+    mesh, nodes = mesh_of(1, double)
+
+    async def unscored(task: RunTask) -> TaskReply:
+        return msgspec.structs.replace(await nodes[0].run(task), score=None)
+
+    nodes[0].answer = unscored
+    result = await evaluate(as_mesh(mesh), "qa", examples(2))
+    assert result.failed == 2
+    assert result.results[0].error is not None
+    assert result.results[0].error.message == "the worker returned no score"
+
+
+async def test_member_that_is_forgotten_without_a_word_loses_its_calls() -> None:
+    mesh, nodes = mesh_of(2, double)
+
+    async def hang(task: RunTask) -> TaskReply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    nodes[0].answer = hang
+    settings = Settings(limits=Limits(hedge_factor=0.0))
+    work = asyncio.ensure_future(Evaluation(as_mesh(mesh), "qa", examples(30), settings).run())
+    await until(lambda: nodes[0].running and nodes[1].seen)
+    del mesh.nodes["id-n0"]
+    assert (await work).nodes == {"n1": 30}
 
 
 async def test_input_that_nobody_takes_is_a_failed_row_at_once() -> None:

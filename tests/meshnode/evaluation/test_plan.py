@@ -394,6 +394,9 @@ class AnyOrder(RuleBasedStateMachine):
         held = {self.sent[call].index for call in self.live}
         assert len(held) + self.plan.waiting + sum(self.outcomes.values()) == self.added
         assert self.plan.in_flight == len(self.live)
+        assert self.plan.capacity == sum(
+            node["slots"] + max(1, node["slots"] // 4) for node in self.plan.statistics().values()
+        )
         for name, node in self.plan.statistics().items():
             assert node["held"] == sum(self.sent[call].node == name for call in self.live)
             assert 1 <= node["window"] <= node["slots"] + max(1, node["slots"] // 4)

@@ -147,6 +147,27 @@ def test_many_threads_may_write_at_once(runs: Runs) -> None:
     assert all([point.step for point in runs.load_history(run, f"m{n}")] == list(range(10)) for n in range(4))
 
 
+def test_two_processes_may_read_and_write_one_run_at_once(runs: Runs, reopen: Open) -> None:
+    run = runs.create_run("qa").run_id
+    failures: list[BaseException] = []
+
+    def work(store: Runs) -> None:
+        try:
+            for step in range(60):
+                store.end_run(run, "running")  # reads, then writes
+                store.checkpoint(run, step, b"state")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(store,)) for store in (runs, reopen())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not failures
+    assert runs.load_checkpoint(run) == Checkpoint(59, b"state")
+
+
 WRITER = textwrap.dedent(
     """
     import sys

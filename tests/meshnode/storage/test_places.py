@@ -143,6 +143,16 @@ def test_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path: Path
         assert file.read_bytes().startswith(whole + b'{"index":2')
 
 
+def test_first_of_two_lines_for_one_example_stays(tmp_path: Path) -> None:
+    runs = FileRuns(tmp_path)
+    run = runs.create_run("qa").run_id
+    runs.add_finished(run, [row(0)])
+    file = tmp_path / run / "finished.jsonl"
+    line = file.read_bytes()
+    file.write_bytes(line + line.replace(b'"score":1.0', b'"score":0.5'))  # two processes that did not see each other
+    assert FileRuns(tmp_path).load_finished(run) == [row(0)]
+
+
 def test_damage_further_up_is_an_error_that_names_file_and_place(tmp_path: Path) -> None:
     runs = FileRuns(tmp_path)
     run = runs.create_run("qa").run_id
