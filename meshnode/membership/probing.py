@@ -192,7 +192,7 @@ class Prober:
 
     def offer(self) -> Exchange:
         """The first half of a state exchange: what we have, in digests."""
-        return Exchange(self._beliefs.me.alive, self._beliefs.table.digests())
+        return Exchange(self._beliefs.me.alive, self._beliefs.me.load, self._beliefs.table.digests())
 
     def _ping(self, target: Known) -> int:
         told = (target.claim,) if target.claim and (self._settings.buddies or target.state == "dead") else ()

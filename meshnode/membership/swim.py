@@ -207,20 +207,20 @@ class Swim:
     def answer_exchange(self, exchange: Exchange) -> tuple[Exchange, list[Effect]]:
         """Take in somebody's half of a state exchange; returns ours. Raises ValueError on malformed digests."""
         beliefs = self._beliefs
-        beliefs.learn(exchange.source)
+        self._hear(exchange)
         for entry in exchange.entries:
             beliefs.merge(entry)
         if not exchange.digests:
-            return Exchange(beliefs.me.alive), self._take()
+            return Exchange(beliefs.me.alive, beliefs.me.load), self._take()
         differing = beliefs.table.differing(exchange.digests)
         entries = [beliefs.entry(known) for known in beliefs.table.within(differing)]
-        return Exchange(beliefs.me.alive, entries=entries, wanted=bytes(differing)), self._take()
+        return Exchange(beliefs.me.alive, beliefs.me.load, entries=entries, wanted=bytes(differing)), self._take()
 
     def finish_exchange(self, peer: str, answer: Exchange) -> list[Effect]:
         """Take in the answer to our half; what the peer lacks goes to it in a second message."""
         beliefs = self._beliefs
         known = beliefs.changes
-        beliefs.learn(answer.source)
+        self._hear(answer)
         theirs = {(entry.alive, entry.claim) for entry in answer.entries}
         for entry in answer.entries:
             beliefs.merge(entry)
@@ -230,8 +230,14 @@ class Swim:
         ours = beliefs.table.within(answer.wanted)
         lacking = [beliefs.entry(known) for known in ours if (known.alive, known.claim) not in theirs]
         if lacking:
-            self._out.append(SendReliable(peer, Exchange(beliefs.me.alive, entries=lacking)))
+            self._out.append(SendReliable(peer, Exchange(beliefs.me.alive, beliefs.me.load, entries=lacking)))
         return self._take()
+
+    def _hear(self, exchange: Exchange) -> None:
+        self._beliefs.learn(exchange.source)
+        said = decode_update(exchange.source)
+        if isinstance(said, Alive):
+            self._beliefs.hear_load(said.record.node_id, exchange.load)
 
     def identify(self, holder: Holder) -> list[Effect]:
         """Before joining: find out whether another process answers by our identity; if so, `Duplicated` follows."""
