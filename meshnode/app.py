@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from meshnode.blame import one_line, where
 from meshnode.declarations import Variable, declare
 from meshnode.errors import AppError
+from meshnode.tools import Tool
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class App:
     def __init__(self) -> None:
         self._programs: dict[str, Callable[[], Any]] = {}
         self._handlers: dict[str, Callable[[Any, Any], Any]] = {}
-        self._tools: dict[str, Callable[..., Any]] = {}
+        self._tools: dict[str, Tool] = {}
         self._metrics: dict[str, Callable[..., float | bool]] = {}
         self._variables: dict[str, Variable[Any]] = {}
         self._lm: Callable[[], Any] | None = None
@@ -79,8 +80,11 @@ class App:
 
     def tool(self, function: F) -> F:
         """Declare a tool under the function's own name; its schema comes from its signature and docstring."""
-        name = getattr(function, "__name__", "")
-        return self._declare("tool", name, self._tools, arguments=None)(function)
+        if not callable(function):
+            raise AppError("@app.tool stands above a function; write it without parentheses")
+        declared = Tool(function)
+        self._add("tool", declared.name, self._tools, declared)
+        return function
 
     def lm(self, builder: F) -> F:
         """Declare how this app's language model is made: a function without arguments, called once in each worker."""
@@ -120,7 +124,7 @@ class App:
         return MappingProxyType(self._handlers)
 
     @property
-    def tools(self) -> Mapping[str, Callable[..., Any]]:
+    def tools(self) -> Mapping[str, Tool]:
         """Tools by name."""
         return MappingProxyType(self._tools)
 
@@ -157,13 +161,12 @@ class App:
         file = getattr(module, "__file__", None)
         return f"{Path(file).resolve()}:{attribute}" if file and Path(file).is_file() else None
 
-    def _declare(self, kind: str, name: str, known: dict[str, Any], *, arguments: int | None) -> Callable[[F], F]:
+    def _declare(self, kind: str, name: str, known: dict[str, Any], *, arguments: int) -> Callable[[F], F]:
         if not isinstance(name, str):
             raise AppError(f'@app.{kind} needs a name; write @app.{kind}("{getattr(name, "__name__", "name")}")')
 
         def take(function: F) -> F:
-            if arguments is not None:
-                _check_shape(kind, name, function, arguments)
+            _check_shape(kind, name, function, arguments)
             self._add(kind, name, known, function)
             return function
 
@@ -242,7 +245,8 @@ def _at(error: BaseException) -> str:
 
 
 def _place(value: Any) -> str:
-    code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+    function = getattr(value, "function", value)  # a tool's own
+    code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code is not None else ""
 
 

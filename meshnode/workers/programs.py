@@ -1,0 +1,141 @@
+"""Builds an app's programs, each once per state, and calls them as they want to be called."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from meshnode.app import App
+from meshnode.blame import one_line, where
+from meshnode.errors import AppError, InvalidInput, UnknownMethod
+
+MAX_STATES = 64  # built programs kept; one with a state not seen for longest goes first
+
+
+class Program:
+    """A built program. `call(inputs, session)` returns the prediction, or an awaitable of it if `is_async`.
+
+    Several threads may call it at once.
+    """
+
+    __slots__ = ("call", "is_async", "name")
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        self.call = _adapt_call(function)
+
+
+class Programs:
+    """The programs of one worker, made when first asked for."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._built: OrderedDict[tuple[str, bytes | None], Program] = OrderedDict()
+        self._building: dict[tuple[str, bytes | None], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def built(self, name: str, state: bytes | None) -> Program | None:
+        """The program, if it is there already; never blocks for long."""
+        with self._lock:
+            program = self._built.get((name, state))
+            if program is not None:
+                self._built.move_to_end((name, state))
+            return program
+
+    def build(self, name: str, state: bytes | None) -> Program:
+        """The program, built now if it is not there; others that want the same one wait.
+
+        Raises UnknownMethod, AppError if the builder raises or returns no program, InvalidInput for a bad state.
+        """
+        key = name, state
+        with self._lock:
+            turn = self._building.setdefault(key, threading.Lock())
+        with turn:
+            program = self.built(name, state)
+            if program is not None:
+                return program
+            try:
+                program = build(self._app, name, state)
+                with self._lock:
+                    self._built[key] = program
+                    while len(self._built) > MAX_STATES:
+                        self._built.popitem(last=False)
+            finally:
+                with self._lock:
+                    self._building.pop(key, None)
+            return program
+
+
+def build(app: App, name: str, state: bytes | None) -> Program:
+    """Call a program's builder and give the program its state."""
+    builder = app.programs.get(name)
+    if builder is None:
+        known = ", ".join(sorted(app.programs)) or "none"
+        raise UnknownMethod(f"no program {name!r}; there is: {known}")
+    try:
+        made = builder()
+        if inspect.isawaitable(made):
+            if inspect.iscoroutine(made):
+                made.close()
+            raise AppError("its builder is async; make it plain, the program it returns may be async")
+        made = _adapt_module(made, app)
+        if state is not None:
+            _load_state(made, state)
+    except (AppError, InvalidInput) as error:
+        raise type(error)(f"program {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:
+        place = where(error)
+        at = f" ({place})" if place else ""
+        raise AppError(f"program {name!r}: its builder raised {one_line(error)}{at}") from error
+    function = made if callable(made) else getattr(made, "forward", None)
+    if not callable(function):
+        raise AppError(f"program {name!r}: its builder returned a {type(made).__name__}; return a callable")
+    return Program(name, function)
+
+
+def _adapt_module(made: Any, app: App) -> Any:
+    # By name, for DSPy is an extra that the core never imports; who declares a dspy.Module has it.
+    if any(base.__name__ == "Module" and base.__module__.startswith("dspy.") for base in type(made).__mro__):
+        from importlib import import_module
+
+        return import_module("meshnode.integrations.dspy").adapt(made, app)
+    return made
+
+
+def _load_state(made: Any, state: bytes) -> None:
+    load = getattr(made, "load_state", None)
+    if not callable(load):
+        raise AppError("it was sent a state but has no load_state(state: dict)")
+    try:
+        values = json.loads(state)
+    except ValueError as error:
+        raise InvalidInput(f"its state is not JSON ({error})") from None
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"its state is a {type(values).__name__}, not an object")
+    load(values)
+
+
+def _adapt_call(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """A call with or without the session, as the signature, looked at once, allows."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin that doesn't tell
+        return lambda inputs, _session: function(inputs)
+    kinds = [parameter.kind for parameter in parameters.values()]
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    session = parameters.get("session")
+    if session is not None and session.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return lambda inputs, session: function(inputs, session=session)
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return lambda inputs, session: function(inputs, session=session)
+    required = [p for p in parameters.values() if p.kind in by_place and p.default is inspect.Parameter.empty]
+    if len(required) >= 2:
+        return function
+    return lambda inputs, _session: function(inputs)
