@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "cluster": "cluster:cluster",
     "lm": "lm:lm",
+    "wal": "wal:wal",
 }
 
 

@@ -142,6 +142,9 @@ def test_the_changes_told_add_up_to_the_state(entries: list[bytes]) -> None:
                 told[change.name] = (change.value, index)
                 if change.what == "removed":
                     del told[change.name]
+    again = Machine()
+    again.restore(machine.snapshot())
+    assert again.variables._bytes == machine.variables._bytes  # what is counted as it goes is what there is
     assert told == {each.declaration.name: (each.value, each.version) for each in machine.variables}
 
 
