@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from meshnode.errors import InvalidInput, MeshError, MeshTimeout, Unreachable, WorkerCrashed
 from meshnode.evaluation.candidates import classify
 from meshnode.evaluation.dataset import Examples, as_mapping, batches, size_of
-from meshnode.evaluation.fleet import AUTO_PATIENCE_S, PATIENCE_S, Distributed, Fleet
+from meshnode.evaluation.fleet import Distributed, Fleet, patience_s
 from meshnode.evaluation.journal import Journal, open_journal
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.evaluation.metrics import Metric
@@ -146,8 +146,8 @@ class Evaluation:
         self._journal = run
         self._loop = asyncio.get_running_loop()
         self._me = mesh.me.node_id
-        patience_s = AUTO_PATIENCE_S if settings.distributed == "auto" else PATIENCE_S
-        limits = replace(settings.limits, patience_ticks=int(patience_s / settings.limits.tick_s))
+        patience_ticks = int(patience_s(settings.distributed) / settings.limits.tick_s)
+        limits = replace(settings.limits, patience_ticks=patience_ticks)
         self._plan = Plan(limits, random.Random(settings.seed))
         self._fleet = Fleet(
             mesh,

@@ -16,7 +16,12 @@ Distributed: TypeAlias = Literal["auto"] | bool
 
 LOOK_EVERY_S = 1.0  # members are looked at anew, for their load and for those forgotten
 PATIENCE_S = 30.0  # how long an evaluation waits for a node to come back
-AUTO_PATIENCE_S = 1.0  # how long "auto" waits before this process helps out
+AUTO_PATIENCE_S = 1.0  # how long "auto" waits before this process helps out, or for a first peer to be heard of
+
+
+def patience_s(distributed: Distributed) -> float:
+    """How long the plan may have no node to give work to before it says so."""
+    return AUTO_PATIENCE_S if distributed == "auto" else PATIENCE_S
 
 
 class Fleet:
@@ -81,19 +86,20 @@ class Fleet:
         if self._distributed == "auto" and not self.uses_this_process:
             self._use_this_process()
             return None
-        # If only this process is left and can't do it, peers may still come back; if it never had any, they won't.
-        only_me = self._plan.nodes <= {self._me.node_id}
-        if starved.hopeless and not (only_me and self.mode == "distributed"):
-            return self._nobody(starved.reason) if only_me and self._distributed == "auto" else starved.reason
         if self._starving_since is None or self._starving_since[0] != done:
             self._starving_since = (done, now)
-        if self._distributed == "auto" and now - self._starving_since[1] < PATIENCE_S:
+        starving_s = now - self._starving_since[1]
+        if starved.hopeless:
+            if self._distributed != "auto" or self._plan.nodes != {self._me.node_id}:
+                return starved.reason
+            # This process can't do it. Peers that were there may come back; if none was, one may be heard of soon.
+            if starving_s < (PATIENCE_S if self.mode == "distributed" else AUTO_PATIENCE_S):
+                return None
+            others = [member for member in self._mesh.members() if member.node_id != self._me.node_id]
+            return type(starved.reason)(f"{why_none(others, self._program, self._tags)}; and here: {starved.reason}")
+        if self._distributed == "auto" and starving_s < PATIENCE_S:
             return None
         return Unreachable(f"no node could be given work for {PATIENCE_S:.0f} s; the last said: {starved.reason}")
-
-    def _nobody(self, reason: MeshError) -> MeshError:
-        others = [member for member in self._mesh.members() if member.node_id != self._me.node_id]
-        return type(reason)(f"{why_none(others, self._program, self._tags)}; and here: {reason}")
 
     def _use_this_process(self) -> None:
         self.uses_this_process = True

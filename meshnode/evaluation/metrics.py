@@ -15,6 +15,7 @@ An app's own metric of the same name wins (`find`).
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import string
@@ -46,6 +47,9 @@ def find(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
 def score(metric: Metric, example: Any, prediction: Any) -> float:
     """Call a metric and take its value as a finite float; raises what it raises, TypeError or ValueError otherwise."""
     value = metric(example, prediction)
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError("the metric is asynchronous; write a plain function, it runs in a thread")
     if value is None or isinstance(value, str | bytes):
         raise TypeError(f"the metric returned {value!r}; return a number or a bool")
     try:

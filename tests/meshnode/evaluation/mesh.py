@@ -14,6 +14,7 @@ from meshnode.errors import MeshTimeout, Overloaded, UnknownMethod, Unreachable
 from meshnode.evaluation import metrics
 from meshnode.evaluation.fields import Fields
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
+from meshnode.evaluation.results import EvaluationResult
 from meshnode.mesh import Member, MemberChange, MemberState, Mesh
 from meshnode.values import pack, unpack
 
@@ -169,3 +170,25 @@ def mesh_of(count: int, program: Program, *, slots: int = 4, delay_s: float = 0.
     """A client and `count` nodes that have the program "qa"."""
     nodes = [Node(f"n{number}", {"qa": program}, slots, delay_s) for number in range(count)]
     return MeshStandIn(client(), *nodes), nodes
+
+
+def double(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Right for most, wrong for every fifth, raises at every seventh."""
+    n = inputs["n"]
+    if n % 7 == 3:
+        raise ValueError(f"no answer to {n}")
+    return {"answer": str(2 * n + (n % 5 == 4)), "n": n}
+
+
+def examples(count: int) -> list[dict[str, Any]]:
+    return [{"n": n, "answer": str(2 * n)} for n in range(count)]
+
+
+def rows(result: EvaluationResult) -> list[tuple[Any, ...]]:
+    return [(row.index, row.score, row.prediction, row.error and row.error.type) for row in result.results]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the conditions are plain facts of the stand-in, nobody announces them
+            await asyncio.sleep(0)
