@@ -189,17 +189,14 @@ class Inbox:
         if stream is None or stream.peer is not peer:
             self._drops.count("late")
             return
-        if end.fault is not None:
-            self.fail(peer, end.id, end.fault)
-            return
-        stream.count = end.count
+        stream.count, stream.fault = end.count, end.fault
         if stream.complete(end.count):
             self._end(peer, end.id)
 
     def _end(self, peer: Peer, stream_id: int) -> None:
         stream = self._router.streams.pop(stream_id)
         peer.in_flight -= 1
-        stream.finish(None)
+        stream.finish(self._router.make_error(stream.fault) if stream.fault is not None else None)
 
     def _on_cancel(self, peer: Peer, cancel: Cancel) -> None:
         if self._router.service.cancel(peer.id, cancel.id):

@@ -480,6 +480,8 @@ class Router:
         if self.delivery is not None:
             for peer in self.peers:
                 self.delivery.fail(peer, lambda: self.make_error(fault))
+        for peer in self.peers:
+            peer.path = None  # leaves the short path of `request`
         self._wire.close()
 
     # Errors

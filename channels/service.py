@@ -163,7 +163,7 @@ class Service:
             self._post(peer, Response(request.id, True, reply), len(reply))
 
     async def _stream(self, work: Work, parts: AsyncIterator[bytes]) -> object:
-        request, count = work.request, 0
+        request, count, fault = work.request, 0, None
         try:
             async for part in parts:
                 while work.credit <= 0:
@@ -172,11 +172,13 @@ class Service:
                 work.credit -= 1
                 self._post(work.peer, Part(request.id, count, part), len(part))
                 count += 1
+        except Exception as error:
+            fault = self.fault(error)
         finally:
             close = getattr(parts, "aclose", None)
             if close is not None:
                 await close()
-        self._post(work.peer, End(request.id, count), 0)
+        self._post(work.peer, End(request.id, count, fault), 0)
         return _STREAMED
 
 

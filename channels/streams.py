@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from channels.errors import Fault
 from channels.peers import Peer
 
 #: Parts that may be on the way to a reader that does not read.
@@ -35,6 +36,7 @@ class Stream:
         self._next = 0
         self._early: dict[int, bytes] = {}
         self.count: int | None = None  # of all parts, once the end is known
+        self.fault: Fault | None = None  # that ends it after those
         self._taken = 0
         self._error: BaseException | None = None
         self._ended = False

@@ -136,6 +136,7 @@ class ZmqWire:
 
     def _drive(self, socket: zmq.Socket[bytes], take: Any, budget: int) -> LoopSocket:
         monitor = socket.get_monitor_socket(_OUT_EVENTS if socket is self._connecting else _IN_EVENTS)
+        self._monitors.append(monitor)
         event = self._on_out_event if socket is self._connecting else self._on_in_event
         self._monitors.append(monitor)
         self._loops.append(LoopSocket(monitor, self._loop, lambda head: event(monitor, head), _nothing))
@@ -322,11 +323,10 @@ class ZmqWire:
         for loop_socket in self._loops:
             loop_socket.close()
         for socket in self._sockets:
-            if not socket.closed:
-                socket.disable_monitor()
-                socket.close(linger=CLOSE_LINGER_MS)
+            socket.disable_monitor()
+            socket.close(linger=CLOSE_LINGER_MS)
         for monitor in self._monitors:
-            monitor.close(linger=0)  # `disable_monitor` only lets go of it, and an open socket holds the context up
+            monitor.close(linger=0)
         if self._guard is not None:
             self._guard.close()
         # Terminating waits for the I/O thread, so it must not happen on the loop.
