@@ -253,7 +253,8 @@ class Evaluation:
 
     def _report(self) -> None:
         if self._on_progress is not None:
-            self._on_progress(self._tally.progress(self._loop.time(), self._total, self._plan.retries))
+            run = None if self._journal is None else self._journal.run_id
+            self._on_progress(self._tally.progress(self._loop.time(), self._total, self._plan.retries, run=run))
 
     # -- the plan's effects -------------------------------------------------------------------------------------------
 

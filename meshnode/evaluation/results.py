@@ -71,7 +71,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far an evaluation is. total: None until known. rate: examples a second lately. seconds_left: None if unknown.
 
-    `score` is 100 * mean of what is done; `nodes` counts examples done, by node name.
+    `score` is 100 * mean of what is done; `nodes` counts examples done, by node name. `run`: the id to resume it by.
     """
 
     done: int
@@ -83,6 +83,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None
     nodes: dict[str, int]
     retries: int
+    run: str | None = None
 
 
 def percent(total: float, count: int) -> float:

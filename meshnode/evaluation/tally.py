@@ -46,7 +46,7 @@ class Tally:
             if self._on_row is not None:
                 self._on_row(ready)
 
-    def progress(self, now: float, total: int | None, retries: int) -> Progress:
+    def progress(self, now: float, total: int | None, retries: int, *, run: str | None = None) -> Progress:
         """A snapshot; the rate is that of the last seconds and leaves out resumed rows."""
         worked = self.done - self.resumed
         while len(self._marks) > 1 and self._marks[0][0] < now - RATE_OVER_S:
@@ -66,6 +66,7 @@ class Tally:
             seconds_left=0.0 if total == self.done else left,
             nodes=dict(self._nodes),
             retries=retries,
+            run=run,
         )
 
     def result(

@@ -19,7 +19,7 @@ import pytest
 from meshnode.errors import InvalidInput
 from meshnode.evaluation.coordinator import Evaluation, Settings, evaluate
 from meshnode.evaluation.journal import RunJournal, resume_run, start_run
-from meshnode.evaluation.results import EvaluationResult, Row
+from meshnode.evaluation.results import EvaluationResult, Progress, Row
 from meshnode.storage import Runs, default_url, open_runs
 from meshnode.storage.runs import Finished, StorageError
 from tests.meshnode.evaluation.mesh import MeshStandIn, Node, as_mesh, client, mesh_of
@@ -243,8 +243,10 @@ def test_killed_coordinator_is_resumed_and_nothing_finished_is_asked_again(kind:
 async def test_evaluation_opens_starts_and_resumes_runs_by_url_and_id(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/r.db"
     mesh, nodes = mesh_of(1, answer)
-    first = await evaluate(as_mesh(mesh), "qa", examples(5), runs=url)
+    told: list[Progress] = []
+    first = await evaluate(as_mesh(mesh), "qa", examples(5), runs=url, on_progress=told.append)
     assert first.run
+    assert {progress.run for progress in told} == {first.run}, "known from the start, to resume by"
     assert first.to_json()["run"] == first.run
     again = await evaluate(as_mesh(mesh), "qa", examples(5), runs=url, run=first.run)
     assert again.resumed == 5
