@@ -86,8 +86,8 @@ class Peer:
         self.used_at = 0.0
 
     def queued(self) -> int:
-        """Messages that wait to be sent or acknowledged."""
-        return len(self.outbox) + (len(self.delivery.waiting) if self.delivery else 0)
+        """Messages that wait to be sent or, where that is promised, acknowledged."""
+        return len(self.delivery.waiting) if self.delivery else len(self.outbox)
 
     def summary(self) -> dict[str, Any]:
         """What statistics tell of this peer."""
