@@ -12,7 +12,7 @@ from typing import Any
 
 from channels.errors import Fault
 from meshnode.app import App
-from meshnode.errors import AppError, Closed, MeshError, Overloaded, WorkerCrashed, from_fault
+from meshnode.errors import Closed, MeshError, Overloaded, WorkerCrashed, from_fault
 from meshnode.values import pack, unpack
 from meshnode.workers.assignment import Assignment
 from meshnode.workers.hosts import Host, ThreadHost
@@ -308,8 +308,8 @@ class WorkerPool:
                 self._calls.start(member.worker, self._jobs.get(message.job), message)
             elif isinstance(message, Ready):
                 self._ready(member, message)
-            elif isinstance(message, Failed) and not member.ready.done():
-                member.ready.set_exception(AppError(message.message))
+            elif isinstance(message, Failed):
+                self._staff.failed(member, message.message)
         if member is not None:
             member.heard_at = self._loop.time()
             if member.retiring:

@@ -33,6 +33,7 @@ from meshnode.workers.protocol import (
 from meshnode.workers.runner import Runner
 
 HELLO_TIMEOUT_MS = 30_000
+FAREWELL_MS = 5_000
 PARENT_CHECK_S = 1.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -64,8 +65,7 @@ def main(arguments: list[str]) -> NoReturn:
         if error.__cause__ is not None:
             sys.stderr.write(user_traceback(error.__cause__))
         socket.send(encode([Failed(text)]))
-        socket.close()
-        context.term()
+        socket.poll(FAREWELL_MS)  # the pool kills us once it has read that; our end must not be noticed first
         _exit(3)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)

@@ -124,8 +124,11 @@ class Staff:
         self._replacing = False
         for timer in self._timers:
             timer.cancel()
-        for member in self.members.values():
-            member.worker.send(Stop())
+        for member in list(self.members.values()):
+            if member.ready.done():
+                member.worker.send(Stop())
+            else:
+                self.kill(member, "is not needed any more")  # it does not listen yet
         try:
             async with asyncio.timeout(STOP_S):
                 while self.members:
@@ -159,6 +162,12 @@ class Staff:
     def worked(self, member: Member) -> None:
         """It has done something: its place's past is forgiven."""
         self._failures[member.place] = 0
+
+    def failed(self, member: Member, why: str) -> None:
+        """It can't load the app."""
+        if not member.ready.done():
+            member.ready.set_exception(AppError(why))
+        self.kill(member, f"can't load the app ({why})")
 
     def kill(self, member: Member, why: str, innocent: frozenset[int] | None = None) -> None:
         """End it now."""
@@ -249,12 +258,12 @@ class Staff:
 
     async def _all_ready(self, members: Iterable[Member]) -> None:
         limit_s = self._limits.start_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                for member in members:
-                    await member.ready
-        except TimeoutError:
-            raise AppError(f"the app was not loaded within {limit_s:g} s; see what its import waits for") from None
+        waited = [member.ready for member in members]
+        done, pending = await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
+        for ready in done:
+            ready.result()
+        if pending:
+            raise AppError(f"the app was not loaded within {limit_s:g} s; see what its import waits for")
 
 
 def _look_at(future: asyncio.Future[Ready]) -> None:

@@ -153,7 +153,7 @@ def misbehave() -> Any:
             case "memory":
                 hog = []
                 while True:
-                    hog.append(bytearray(1 << 22))
+                    hog.append(bytearray(1 << 24))
                     time.sleep(0.002)
             case "print":
                 print("garbage \x00\xff" * 1000)
