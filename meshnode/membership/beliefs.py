@@ -165,22 +165,25 @@ class Beliefs:
         """Take in a member from a state exchange."""
         # Others exchange state as well: what was learned so need hardly be gossiped. A joiner learns of everybody.
         sent = max(0, self.retransmissions - 2)
-        if not entry.claim:
-            self.learn(entry.alive, sent=sent)
-            return
         try:
-            alive, claim = decode_update(entry.alive), decode_update(entry.claim)
+            alive = decode_update(entry.alive)
+            claim = decode_update(entry.claim) if entry.claim else None
         except msgspec.MsgspecError:
             self.refused += 1
             return
-        if not isinstance(alive, Alive) or not isinstance(claim, News):
+        if not isinstance(alive, Alive) or not isinstance(claim, News | None):
             self.refused += 1
+            return
+        if claim is None:
+            self.learn(entry.alive, sent=sent)
+            self.hear_load(alive.record.node_id, entry.load)
             return
         known = self.table.get(claim.node_id)
         if known is None and alive.record.node_id == claim.node_id:
             self._meet(entry, alive, claim)
             return
         self.learn(entry.alive, sent=sent)
+        self.hear_load(claim.node_id, entry.load)
         if isinstance(claim, Dead) and known is not None and known is not self.me:
             # Old news may be wrong news: after a partition both sides think the other dead. Suspecting gives the
             # member a chance to refute (as memberlist does); gossip, which is fresh, is believed at once.

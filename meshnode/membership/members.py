@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from meshnode.membership.messages import NO_LOAD, LoadNow, Record
 from meshnode.mesh import Member, MemberState
@@ -188,6 +189,7 @@ def digest_of(node_id: str, incarnation: int, state: MemberState) -> tuple[int, 
     return bucket_of(node_id), int.from_bytes(said, "big")
 
 
+@lru_cache(maxsize=16_384)
 def bucket_of(node_id: str) -> int:
     """Which bucket a member falls into."""
     # A sum of characters spreads hexadecimal ids well enough, and names in simulations too.

@@ -246,8 +246,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 class Exchange(msgspec.Struct, array_like=True, frozen=True):
     """One half of a state exchange (anti-entropy).
 
-    source: the sender's own Alive. load: its own, so that who just joined can choose by it. digests: one 8-byte digest per bucket of members, empty if none are to be compared.
-    entries: members the sender thinks the receiver lacks. wanted: buckets whose entries the sender asks for.
+    source: the sender's own Alive. load: its own, so that who just joined can choose by it. digests: one 8-byte digest
+    per bucket of members, empty if none are to be compared. entries: members the sender thinks the receiver lacks.
+    wanted: buckets whose entries the sender asks for.
     """
 
     source: bytes

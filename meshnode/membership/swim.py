@@ -234,10 +234,7 @@ class Swim:
         return self._take()
 
     def _hear(self, exchange: Exchange) -> None:
-        self._beliefs.learn(exchange.source)
-        said = decode_update(exchange.source)
-        if isinstance(said, Alive):
-            self._beliefs.hear_load(said.record.node_id, exchange.load)
+        self._beliefs.merge(Entry(exchange.source, b"", 0, exchange.load))
 
     def identify(self, holder: Holder) -> list[Effect]:
         """Before joining: find out whether another process answers by our identity; if so, `Duplicated` follows."""

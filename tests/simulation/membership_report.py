@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshnode.membership.messages import Record
@@ -91,27 +92,23 @@ def cost_of_idling(cluster: Cluster, nodes: list[Node], seconds: float) -> Cost:
 
 
 class FalseDeaths:
-    """Counts what healthy nodes wrongly believe: deaths of running nodes, told by running nodes outside `sick`."""
+    """Counts deaths of running nodes that running nodes believe: at healthy ones, and at the `sick` themselves."""
 
-    def __init__(self, cluster: Cluster, sick: set[str] = frozenset()) -> None:  # type: ignore[assignment]  # read only
+    def __init__(self, cluster: Cluster, sick: Iterable[Node] = ()) -> None:
         self.cluster = cluster
-        self.sick = sick
-        self.of_healthy = 0
-        self.of_sick = 0
-        self.victims: set[str] = set()
+        self.sick = {node.address for node in sick}
+        self.at_healthy = 0
+        self.at_sick = 0
         cluster.watchers.append(self._watch)
 
     def _watch(self, node: Node, change: MemberChange) -> None:
         member = change.member
-        if member.state != "dead" or change.before == "dead" or node.address in self.sick:
+        if member.state != "dead" or change.before == "dead" or member.address not in self.cluster.nodes:
             return
-        if member.address not in self.cluster.nodes:
-            return
-        self.victims.add(member.address)
-        if member.address in self.sick:
-            self.of_sick += 1
+        if node.address in self.sick:
+            self.at_sick += 1
         else:
-            self.of_healthy += 1
+            self.at_healthy += 1
 
 
 @dataclass(frozen=True)
@@ -144,20 +141,22 @@ def time_one_death(cluster: Cluster, victim: Node, within_s: float = 60.0) -> De
     cluster.run(within_s, lambda: len(learned) == len(cluster.nodes))
     cluster.watchers.remove(watch)
     times = [*learned.values(), *[math.inf] * (len(cluster.nodes) - len(learned))]
-    return Death(min(suspected, default=math.inf), min(times), max(times), false.of_healthy)
+    return Death(min(suspected, default=math.inf), min(times), max(times), false.at_healthy)
 
 
-def starve(
-    settings: Settings, *, count: int, sick: int, seconds: float, seed: int = 1
-) -> tuple[FalseDeaths, list[Node]]:
-    """Some nodes get CPU only in short slices; what do they, and others, wrongly believe?"""
+def starve(settings: Settings, *, count: int, sick: int, seconds: float, seed: int = 1) -> FalseDeaths:
+    """Some nodes are so short of CPU that what arrives waits for seconds, while their timers fire.
+
+    That is the worst case: our driver holds ticks back as well when the loop is late. What is wrongly believed?
+    """
     cluster, nodes = cluster_of(count, seed=seed, settings=settings)
     cluster.run(2)
-    false = FalseDeaths(cluster, {node.address for node in nodes[:sick]})
+    false = FalseDeaths(cluster, nodes[:sick])
     for node in nodes[:sick]:
+        node.timers_run = True
         cluster.starve(node, stall_s=(1.0, 8.0), run_s=(0.05, 0.5))
     cluster.run(seconds)
-    return false, nodes
+    return false
 
 
 def time_join_storm(count: int, *, loss: float = 0.0, seed: int = 1, within_s: float = 120.0) -> float:
@@ -227,11 +226,13 @@ def main() -> None:
                 f" {death.all:8.1f} {death.false:7}",
                 flush=True,
             )
-    print("\nfalse deaths believed by healthy nodes in 120 s; 1 % of the nodes have no CPU for 1 to 8 s at a time")
+    print("\nfalse deaths believed in 120 s; at 1 % of the nodes what arrives waits 1 to 8 s, again and again")
     for count in [size for size in arguments.sizes if size >= 100]:
         for name, settings in (("plain SWIM", plain_swim(LAN)), ("with Lifeguard", LAN)):
-            false, _ = starve(settings, count=count, sick=max(1, count // 100), seconds=120, seed=seed)
-            print(f"{count:5}  {name:15} of healthy {false.of_healthy:6}, of starved {false.of_sick:6}", flush=True)
+            false = starve(settings, count=count, sick=max(1, count // 100), seconds=120, seed=seed)
+            print(
+                f"{count:5}  {name:15} at healthy nodes {false.at_healthy:6}, at starved {false.at_sick:6}", flush=True
+            )
     print("\nall join one seed within 100 ms; a fifth is killed and starts again 3 s later: seconds until all agree")
     for count in sorted({*arguments.sizes, 50}):
         storm = time_join_storm(count, seed=seed)
