@@ -11,6 +11,7 @@ What happens, all of it on this machine and over real sockets:
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import meshnode
 from examples import docstrings
 from examples.app import app
+from examples.docstrings import Example
 from examples.processes import ROOT, Failed, Process, Processes
 from examples.report import Report
 from meshnode.observe.logs import configure_logs
@@ -32,15 +34,14 @@ from meshnode.observe.logs import configure_logs
 if TYPE_CHECKING:
     from meshnode.evaluation.results import EvaluationResult, Progress
 
-NODES = 5
-LATENCY_S = 0.15
 KILL_AT = 0.4
 PROGRAM = "module_of"
 APP = "examples.app:app"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the demo; 0 if both ways gave the same score."""
+    options = _options(arguments)
     leave_on_signals()
     for name in [name for name in os.environ if name.startswith("MESHNODE_")]:
         del os.environ[name]  # settings of the user's own nodes are not for these
@@ -49,18 +50,31 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="meshnode-demo-") as directory:
         # Its own runtime directory, so that the command line's other uses don't see these nodes, nor these the others.
         os.environ["MESHNODE_RUNTIME_DIR"] = directory + "/run"
-        os.environ["DOCSTRINGS"] = directory + "/data"
+        os.environ["TMPDIR"] = directory  # a killed node can't remove its sockets
         try:
-            report.title()
-            dev = _make_data(Path(directory) / "data", report)
+            report.title(options.nodes)
+            dev = _data(Path(directory) / "data", options.examples, report)
             with Processes(Path(directory)) as processes:
-                return asyncio.run(_run(processes, dev, report))
+                return asyncio.run(_run(processes, dev, report, options))
         except (Failed, meshnode.MeshError) as error:
-            report.failed(str(error))
+            report.note(f"the demo failed: {error}")
             return 1
         except KeyboardInterrupt:
-            report.failed("interrupted; all processes are stopped")
+            report.note("interrupted; all processes are stopped")
             return 130
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--nodes", type=int, default=5, metavar="N", help="how many nodes, at least 2 [5]")
+    parser.add_argument("--examples", type=int, metavar="N", help="only the first N examples [all]")
+    parser.add_argument(
+        "--latency", type=float, default=0.15, metavar="S", help="of the embedded model, seconds [0.15]"
+    )
+    options = parser.parse_args(arguments)
+    if options.nodes < 2 or (options.examples is not None and options.examples < 10):
+        parser.error("the demo kills a node on the way: it needs at least 2 nodes and 10 examples")
+    return options
 
 
 def leave_on_signals() -> None:
@@ -73,14 +87,12 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
-async def _run(processes: Processes, dev: list[dict[str, str]], report: Report) -> int:
-    base, local_model = await _model(processes)
-    os.environ["LM_BASE"] = base
-    report.model(base, LATENCY_S if local_model else None)
+async def _run(processes: Processes, dev: list[Example], report: Report, options: argparse.Namespace) -> int:
+    await _start_model(processes, options.latency, report)
     began = time.monotonic()
-    nodes = await _start_nodes(processes)
+    nodes = await _start_nodes(processes, options.nodes)
     await _wait_alive(nodes)
-    report.mesh(NODES, time.monotonic() - began, nodes[0].ready["gossip"])
+    report.mesh(len(nodes), time.monotonic() - began, nodes[0].ready["gossip"])
 
     first = nodes[0]
 
@@ -105,30 +117,35 @@ async def _run(processes: Processes, dev: list[dict[str, str]], report: Report) 
     return 0 if report.verdict(mesh, local, differing=_differing(mesh, local)) else 1
 
 
-def _make_data(directory: Path, report: Report) -> list[dict[str, str]]:
-    docstrings.write(directory)
-    _, dev = docstrings.load(directory)
-    largest = Counter(example["answer"] for example in dev).most_common(1)[0][1]
-    report.data(len(dev), len({example["answer"] for example in dev}), 100 * largest / len(dev))
-    return [dict(example) for example in dev]  # type: ignore[arg-type]  # a TypedDict of strings is a dict of strings
+def _data(directory: Path, limit: int | None, report: Report) -> list[Example]:
+    """The dev examples, written where the nodes find the train examples, unless DOCSTRINGS names such a place."""
+    if "DOCSTRINGS" not in os.environ:
+        docstrings.write(directory)
+        os.environ["DOCSTRINGS"] = str(directory)
+    dev = docstrings.load()[1][:limit]
+    modules = Counter(example["answer"] for example in dev)
+    report.data(len(dev), len(modules), 100 * max(modules.values()) / len(dev))
+    return dev
 
 
-async def _model(processes: Processes) -> tuple[str, bool]:
-    """(base address, whether it is the embedded one)."""
+async def _start_model(processes: Processes, latency_s: float, report: Report) -> None:
+    """Let LM_BASE name the embedded model, unless it names another already."""
     if given := os.environ.get("LM_BASE"):
-        return given, False
-    process = processes.start("lm", ["lm", "serve", "--port", "0", "--latency", str(LATENCY_S)])
-    return (await process.wait_ready(30.0))["base"], True
+        report.model(given, None)
+        return
+    process = processes.start("lm", ["lm", "serve", "--port", "0", "--latency", str(latency_s)])
+    base = os.environ["LM_BASE"] = (await process.wait_ready(30.0))["base"]
+    report.model(base, latency_s)
 
 
-async def _start_nodes(processes: Processes) -> list[Process]:
+async def _start_nodes(processes: Processes, count: int) -> list[Process]:
     def start(number: int, *more: str) -> Process:
         arguments = ["start", "--port", "0", "--app", APP, "--workers", "1", "--name", f"node-{number}", *more]
         return processes.start(f"node-{number}", arguments)
 
     first = start(1)
     seed = (await first.wait_ready(30.0))["gossip"]
-    others = [start(number, "--seed", seed) for number in range(2, NODES + 1)]
+    others = [start(number, "--seed", seed) for number in range(2, count + 1)]
     await asyncio.gather(*(node.wait_ready(30.0) for node in others))
     return [first, *others]
 

@@ -26,9 +26,9 @@ class Report:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
 
-    def title(self) -> None:
+    def title(self, nodes: int) -> None:
         """Say what is to be seen."""
-        self._console.print("\n[bold]meshnode[/bold]: five nodes evaluate one program; one is killed on the way\n")
+        self._console.print(f"\n[bold]meshnode[/bold]: {nodes} nodes evaluate one program; one is killed on the way\n")
 
     def data(self, examples: int, modules: int, chance: float) -> None:
         """Say what the task is. chance: the score of always naming the most frequent module."""
@@ -46,7 +46,8 @@ class Report:
 
     def mesh(self, nodes: int, seconds: float, seed: str) -> None:
         """Say that the nodes found each other."""
-        self._line("mesh", f"{nodes} nodes, each a process; four knew only {seed}; all alive after {seconds:.1f} s\n")
+        known = f"{nodes - 1} were told only {seed}"
+        self._line("mesh", f"{nodes} nodes, each a process; {known}; all alive after {seconds:.1f} s\n")
 
     def killed(self, name: str, pid: int, done: int) -> None:
         """Say who was killed, and when."""
@@ -106,20 +107,21 @@ class Report:
     def verdict(self, mesh: EvaluationResult, local: EvaluationResult, *, differing: int) -> bool:
         """Say whether both ways gave the same; True if the scores are equal."""
         if mesh.score != local.score:
-            self._console.print(
-                f"  [red]The scores differ: {mesh.score} and {local.score}[/red], in {differing} of {mesh.examples} "
-                "predictions. The embedded model never does that; another may answer one question in two ways.\n",
-                soft_wrap=True,
+            said = (
+                f"  [red]The scores differ: {mesh.score:.2f} and {local.score:.2f}[/red], in {differing} of "
+                f"{mesh.examples} predictions. The embedded model never does that; another may answer one question in "
+                "two ways.\n"
             )
+            self._console.print(said, soft_wrap=True)
             return False
         same = "and so is every single prediction" if not differing else f"though {differing} predictions differ"
-        said = f"  [green]The scores are equal to the last digit: {mesh.score}[/green], {same}.\n"
+        said = f"  [green]The scores are equal to the last digit: {mesh.score:.2f}[/green], {same}.\n"
         self._console.print(said, soft_wrap=True)
         return True
 
-    def failed(self, why: str) -> None:
-        """Say why the demo ended early."""
-        self._console.print(f"  [red]demo failed:[/red] {escape(why)}", soft_wrap=True)
+    def note(self, why: str) -> None:
+        """Say why the demo ends early."""
+        self._console.print(f"  [red]{escape(why)}[/red]", soft_wrap=True)
 
     def _line(self, label: str, text: str) -> None:
         # soft_wrap: whoever reads a pipe gets whole lines, a terminal breaks them itself.

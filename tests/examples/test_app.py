@@ -17,6 +17,8 @@ from meshnode.lm.nearest import answer
 from meshnode.lm.prompts import Message
 from meshnode.lm.server import running
 
+pytestmark = pytest.mark.xdist_group("examples")  # one data set for all tests that read it
+
 ASKED = prompt([Example(docstring="Parse JSON", answer="json")], "parse")
 
 

@@ -1,0 +1,67 @@
+"""`make demo` itself, on fewer examples."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from examples.processes import ROOT
+
+pytestmark = pytest.mark.xdist_group("examples")  # one data set for all tests that read it
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    # Not tmp_path: its name is too long for the sockets below it.
+    with tempfile.TemporaryDirectory(prefix="demo-") as directory:
+        yield Path(directory)
+
+
+def test_the_demo_loses_a_node_and_no_example_and_leaves_nothing_behind(written: Path, place: Path) -> None:
+    command = [sys.executable, "-m", "examples.demo", "--nodes", "3", "--examples", "60", "--latency", "0.2"]
+    environment = {**os.environ, "DOCSTRINGS": str(written), "TMPDIR": str(place), "MESHNODE_PORT": "1"}
+    environment.pop("LM_BASE", None)
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    out = " ".join(ran.stdout.split())
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"node-1 \(pid \d+\) got SIGKILL after \d+ examples", out)
+    assert re.search(r"node-1 \d+ \d+\.\d % killed node-2 \d+ ", out)
+    mesh, local = re.findall(r"(?:on the mesh|locally) (\d+\.\d\d) 60 0 \d+ \d+/s", out)
+    assert mesh == local != "0.00"
+    assert f"The scores are equal to the last digit: {mesh}, and so is every single prediction." in out
+    assert ran.stderr == ""
+    left = [
+        process.cmdline()
+        for process in psutil.process_iter()
+        if str(place) in " ".join(environment_of(process).values())
+    ]
+    assert left == []
+    assert list(place.iterdir()) == []
+
+
+def test_too_few_nodes_are_wrong_usage(written: Path) -> None:
+    environment = {**os.environ, "DOCSTRINGS": str(written)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "examples.demo", "--nodes", "1"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert "at least 2 nodes" in ran.stderr
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+        return {}
