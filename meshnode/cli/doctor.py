@@ -65,6 +65,7 @@ def _here() -> Iterator[Check]:
 
 def _node(wanted: str | None) -> Iterator[Check]:
     from meshnode.cli.client import get
+    from meshnode.cli.show import details
     from meshnode.errors import MeshError
     from meshnode.local_nodes import find, running
 
@@ -80,11 +81,10 @@ def _node(wanted: str | None) -> Iterator[Check]:
         return
     for name, part in health["components"].items():
         well = part.get("status") in ("ok", "off")
-        details = ", ".join(f"{key}={value}" for key, value in part.items() if key != "status")
         yield Check(
             f"{found.name or found.http}: {name}",
             well,
-            f"{part.get('status')} {details}".strip(),
+            f"{part.get('status')} {details(part)}".strip(),
             "" if well else "see the node's log",
         )
     for member in members:

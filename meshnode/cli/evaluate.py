@@ -27,7 +27,8 @@ Show = Callable[[dict[str, Any]], None]
     default="auto",
     help="auto: the whole mesh if it has the program, else one node.",
 )
-@click.option("--resume", metavar="RUN", help="Go on with a run; nothing is evaluated twice.")
+@click.option("--keep", is_flag=True, help="Keep this run, so that it can be resumed.")
+@click.option("--resume", metavar="RUN", help="Go on with a kept run; nothing is evaluated twice.")
 @click.option("--app", metavar="MODULE:ATTR", help="Evaluate in this process, with this app; no node needed.")
 @click.option("--seed", metavar="HOST:PORT", multiple=True, help="Join that mesh as a client and evaluate on it.")
 @node_option
@@ -37,6 +38,7 @@ def evaluate(
     data: Path,
     metric: str,
     distributed: str,
+    keep: bool,
     resume: str | None,
     app: str | None,
     seed: tuple[str, ...],
@@ -54,6 +56,8 @@ def evaluate(
     total = sum(1 for _ in read_json_lines(data)) if data.is_file() else None
     options = {"metric": metric, "distributed": mode, "run": resume, "total": total}
     given = {name: value for name, value in options.items() if value is not None}
+    if keep:
+        given["keep"] = True
     with _bar(program) as show:
         result = (
             _here(program, data, given, app, seed, show) if app or seed else _there(program, data, given, node, show)
@@ -97,7 +101,10 @@ def _here(
     from meshnode.cli.loop import run
     from meshnode.cli.settings import load
     from meshnode.observe.logs import configure_logs
+    from meshnode.storage import default_url
 
+    if options.pop("keep", False):
+        options["runs"] = default_url()
     config = load(
         None,
         port=0,
@@ -192,6 +199,7 @@ def _print(result: dict[str, Any]) -> None:
             "retries": result["retries"],
             "time": f"{result['seconds']:.2f} s ({rate:.1f} examples/s)",
             "mode": result["mode"],
+            **({"run": result["run"]} if result.get("run") else {}),
         }
     )
     failed = [row for row in result["results"] if row["error"]]

@@ -62,10 +62,7 @@ def health(node: str | None, as_json: bool) -> None:
         print_json(found)
     else:
         say(f"{found['status']}")
-        rows = (
-            (name, part.get("status"), ", ".join(f"{key}={value}" for key, value in part.items() if key != "status"))
-            for name, part in found["components"].items()
-        )
+        rows = ((name, part.get("status"), details(part)) for name, part in found["components"].items())
         print_table(("component", "status", "details"), rows)
     if found["status"] != "ok":
         click.get_current_context().exit(1)
@@ -85,6 +82,12 @@ def programs(node: str | None, as_json: bool) -> None:
         print_table(("program", "nodes"), ((one["name"], ", ".join(one["nodes"])) for one in found))
     else:
         say("no node has a program; start one with: meshnode start --app MODULE:ATTR")
+
+
+def details(component: dict[str, Any]) -> str:
+    """A component's plain figures; what is nested, or zero, only --json shows."""
+    shown = ((key, value) for key, value in component.items() if key != "status" and not isinstance(value, dict | list))
+    return ", ".join(f"{key}={value}" for key, value in shown if value)
 
 
 def _get(node: str | None, path: str) -> Any:

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from meshnode.errors import InvalidInput, MeshError, TooLarge
 from meshnode.observe.answers import status_of, to_json
 from meshnode.observe.served import Served
+from meshnode.storage import default_url
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 QUEUED_CHUNKS = 4
@@ -30,11 +31,15 @@ log = structlog.get_logger("meshnode.http")
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True):
-    """The first line. `run` names a run to resume; `total` is how many examples follow, for the progress."""
+    """The first line. `total` is how many examples follow, for the progress.
+
+    `keep`: keep this run in the node's store of runs; `run`: the id of one kept there, to go on with.
+    """
 
     program: str
     metric: str
     distributed: Literal["auto"] | bool = "auto"
+    keep: bool = False
     run: str | None = None
     total: int | None = None
 
@@ -70,14 +75,14 @@ class EvaluateEndpoint:
     async def _evaluate(self, body: _Body, reply: _Reply) -> tuple[int, dict[str, Any]]:
         try:
             options = _decode_options(await anext(body.lines(), b""))
-            given = {name: value for name in ("run", "total") if (value := getattr(options, name)) is not None}
+            given = {"run": options.run, "total": options.total, "runs": default_url() if options.keep else None}
             result = await self._node.evaluate(
                 options.program,
                 _examples(body),
                 metric=options.metric,
                 distributed=options.distributed,
                 on_progress=reply.note,
-                **given,
+                **{name: value for name, value in given.items() if value is not None},
             )
         except MeshError as error:
             return status_of(error), {"error": {"code": error.code, "message": str(error)}}
@@ -173,7 +178,9 @@ def _decode_options(line: bytes) -> Options:
     try:
         return msgspec.json.decode(line, type=Options)
     except msgspec.MsgspecError as error:
-        raise InvalidInput(f"line 1, the options: {error}; send {{program, metric, distributed, run}}") from None
+        raise InvalidInput(
+            f"line 1, the options: {error}; send {{program, metric}}, if need be {{distributed, total, keep, run}}"
+        ) from None
 
 
 async def _examples(body: _Body) -> AsyncIterator[dict[str, Any]]:

@@ -37,6 +37,7 @@ class _NodeCollector(Collector):
         """All metrics of this moment."""
         status = self._node.status()
         yield from _members(self._node)
+        yield from _workers(self._node.health().get("workers") or {})
         yield from _consensus(status)
         yield from _channels(status.get("channels") or {})
 
@@ -52,6 +53,23 @@ def _members(node: Served) -> Iterator[Metric]:
         yield GaugeMetricFamily("meshnode_worker_slots", "Tasks this node's workers can run at once.", value=me.slots)
         yield GaugeMetricFamily("meshnode_worker_busy", "Tasks this node's workers run now.", value=me.busy)
     yield GaugeMetricFamily("meshnode_serving", "1 while this node takes work.", value=float(node.serving))
+
+
+def _workers(counts: Mapping[str, Any]) -> Iterator[Metric]:
+    if "restarts" not in counts:
+        return  # no worker has been started
+    yield CounterMetricFamily("meshnode_worker_restarts", "Workers started again.", value=counts["restarts"])
+    yield GaugeMetricFamily("meshnode_worker_waiting", "Tasks waiting for a worker.", value=counts.get("waiting", 0))
+    yield CounterMetricFamily(
+        "meshnode_worker_run_seconds", "Time spent in programs and metrics.", value=counts.get("run_seconds", 0.0)
+    )
+    tasks = CounterMetricFamily("meshnode_worker_tasks", "Tasks that ended, by how they did.", labels=["status"])
+    raised = counts.get("raised", 0)
+    tasks.add_metric(["ok"], counts.get("done", 0) - raised)
+    tasks.add_metric(["raised"], raised)
+    for status in ("timed_out", "cancelled", "refused", "declined", "given_up"):
+        tasks.add_metric([status], counts.get(status, 0))
+    yield tasks
 
 
 def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:

@@ -77,15 +77,12 @@ async def test_an_error_of_the_peer_is_one_line_and_exit_1(meshnode: CommandLine
     ("arguments", "told"),
     [
         (["call", "echo", "{"], "ARGS-JSON"),
-        (["call", "echo", "1", "--timeout", "-1"], "--timeout"),
         (["eval", "qa", "data.jsonl"], "--metric"),
         (["eval", "qa", "data.jsonl", "--metric", "m", "--distributed", "maybe"], "auto, true or false"),
         (["start", "--tag", "gpu"], "K=V"),
         (["start", "--port", "70000"], "--port"),
         (["start", "--seed", "nowhere"], "HOST:PORT"),
-        (["start", "--role", "king"], "--role"),
         (["start", "--config", "missing.toml"], "missing.toml"),
-        (["members", "--node", "a:b:c"], "HOST:HTTPPORT"),
         (["frobnicate"], "frobnicate"),
     ],
 )
