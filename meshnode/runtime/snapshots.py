@@ -133,6 +133,14 @@ class Snapshots:
             raise unusable(self._directory, error) from None
         return self.newest
 
+    def oldest_index(self) -> int:
+        """Index of the oldest snapshot kept, 0 if fewer than `keep` are: compact the log no further than this.
+
+        So that if the newest turns out damaged, the one before it and the log lead to the same state.
+        """
+        paths = self._paths()
+        return int(paths[0].stem.partition("-")[0]) if len(paths) >= self._keep else 0
+
     def find(self, description: Description) -> Snapshot | None:
         """That snapshot, if it is the newest: older ones may be removed at any moment."""
         newest = self.newest

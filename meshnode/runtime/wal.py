@@ -34,7 +34,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -61,14 +61,16 @@ def open_log(
     node_id: str,
     *,
     snapshot_index: int = 0,
+    snapshot_term: int | None = None,
     segment_bytes: int = SEGMENT_BYTES,
     disk: Disk | None = None,
 ) -> tuple[Log, Recovered]:
     """Lock the directory, read the log back, cut a torn tail off. Blocks; call it before the node serves.
 
-    `snapshot_index` is that of the newest snapshot (0: none): entries up to it are not returned, a log that ends
-    below it (a crash between saving a leader's snapshot and `begin_at`) begins anew behind it, and one that begins
-    above it has a hole, which is damage.
+    `snapshot_index` is that of the newest snapshot (0: none): entries up to it are not returned, and a log that begins
+    above it has a hole, which is damage. A crash between saving a leader's snapshot and `begin_at` leaves a log that
+    the snapshot should have replaced: it ends below `snapshot_index`, or has an entry of another term than
+    `snapshot_term` there. It begins anew.
     Raises DirectoryUnusable, DirectoryInUse, ForeignDirectory, LogDamaged, StorageFull, WriteFailed.
     """
     disk = OsDisk() if disk is None else disk
@@ -81,11 +83,13 @@ def open_log(
                 0,
                 f"the log begins at entry {recovered.first_index}, the snapshot ends at {snapshot_index}",
             )
-        behind = recovered.segments and recovered.next_index <= snapshot_index
-        recovered.forget_up_to(snapshot_index)
+        replaced = bool(recovered.segments) and recovered.is_replaced_by(snapshot_index, snapshot_term)
+        recovered.forget_up_to(recovered.next_index - 1 if replaced else snapshot_index)
+        if replaced:
+            recovered.first_index = recovered.next_index = snapshot_index + 1
         try:
             files = LogFiles(disk, directory, (mesh_id, node_id), recovered, segment_bytes)
-            if behind:
+            if replaced:
                 files.write(Batch(None, snapshot_index + 1, [], None))
         except PermissionError as error:
             raise unusable(directory, error) from None
@@ -179,7 +183,7 @@ class Log:
         self._check_open()
         self._hard_state = HardState(term, voted_for)
 
-    def sync(self) -> Awaitable[None]:
+    def sync(self) -> asyncio.Future[None]:
         """Wait until all that was buffered before this call is on disk. Raises WriteFailed, StorageFull, Closed."""
         self._check_open()
         future = asyncio.get_running_loop().create_future()

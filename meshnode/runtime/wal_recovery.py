@@ -84,6 +84,13 @@ class Recovered:
             self.first_index = index + 1
             self.next_index = max(self.next_index, self.first_index)
 
+    def is_replaced_by(self, index: int, term: int | None) -> bool:
+        """Whether a snapshot up to `index`, whose last entry is of `term`, can't belong to this log."""
+        if self.next_index <= index:
+            return True
+        held = index >= self.first_index and term is not None
+        return held and self.entries[index - self.first_index][1] != term
+
     def _void(self, index: int) -> None:
         if index > self.next_index:
             raise Damage(f"entries voided from {index} on, but the log ends at {self.next_index - 1}")

@@ -82,6 +82,7 @@ def test_old_snapshots_and_those_left_half_written_are_removed() -> None:
     snapshots = store(disk)
     for index in range(1, 6):
         snapshots.save(Description(index, 1), [b"x" * index])
+        assert snapshots.oldest_index() == index - 1  # the log must lead on from there
     snapshots.receive(Description(9, 1), 0, b"never finished")
     assert len(disk.names(DIRECTORY)) == 3
     assert content(store(disk).load()) == b"xxxxx"

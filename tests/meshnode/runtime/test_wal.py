@@ -192,6 +192,20 @@ async def test_a_crash_between_saving_a_snapshot_and_replacing_the_log_is_repair
     assert (await reopen(tmp_path, snapshot_index=1000)).entries == entries(1001, 1001)
 
 
+async def test_a_log_that_a_snapshot_of_another_term_should_have_replaced_begins_anew(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "mesh", "node")
+    await write(log, entries(1, 9, term=2))  # never committed; a leader of term 5 sent a snapshot up to 7 instead
+    await log.close()
+    log, recovered = open_log(tmp_path, "mesh", "node", snapshot_index=7, snapshot_term=2)
+    assert recovered.entries == entries(8, 9, term=2)
+    await log.close()
+    log, recovered = open_log(tmp_path, "mesh", "node", snapshot_index=7, snapshot_term=5)
+    assert (recovered.entries, recovered.first_index, recovered.next_index) == ([], 8, 8)
+    await write(log, entries(8, 8, term=5))
+    await log.close()
+    assert (await reopen(tmp_path, snapshot_index=7)).entries == entries(8, 8, term=5)
+
+
 async def test_a_directory_of_another_mesh_or_node_is_refused(tmp_path: Path) -> None:
     await reopen(tmp_path)
     with pytest.raises(ForeignDirectory, match="belongs to mesh 'mesh', this node is in mesh 'other'"):

@@ -6,7 +6,11 @@ import asyncio
 import errno
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,3 +335,54 @@ async def test_permission_lost_is_said_with_the_path(
     monkeypatch.undo()
     log, _ = open_log(tmp_path, *OWNER)  # and the lock was let go
     await log.close()
+
+
+UNPRIVILEGED = """
+import os, sys
+from pathlib import Path
+from meshnode.runtime.wal import open_log
+from meshnode.runtime.wal_errors import DirectoryUnusable
+if os.getuid() == 0:  # permissions do not bind root; given up here, for nobody may be let in to run this Python
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    open_log(Path(sys.argv[1]), "mesh", "node")
+except DirectoryUnusable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("part", ["parent", "directory", "lock", "segment"])
+def test_a_directory_that_can_not_be_written_is_refused_by_name(part: str) -> None:
+    # Not below tmp_path, which only its owner may enter.
+    root = Path(tempfile.mkdtemp())
+    try:
+        root.chmod(0o755)
+        directory = root / "data"
+        if part != "parent":
+            write_batches_in(directory)
+            (directory / "lock").touch()
+        locked = {"parent": root, "directory": directory, "lock": directory / "lock"}
+        for path in (directory, *directory.glob("*")) if directory.exists() else ():
+            path.chmod(0o777)
+        locked.get(part, segment_path(directory, 1)).chmod(0o555 if part in ("parent", "directory") else 0o444)
+        if part == "directory":
+            (directory / "lock").unlink()
+        outcome = subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, str(directory)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[3],
+        )
+        assert outcome.stderr == ""
+        assert str(directory) in outcome.stdout
+        assert "Permission denied" in outcome.stdout
+    finally:
+        shutil.rmtree(root)
+
+
+def write_batches_in(directory: Path) -> None:
+    directory.mkdir()
+    write_batches(directory, batch(1, 1))
