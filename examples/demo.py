@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import meshnode
 from examples import docstrings
-from examples.app import app
+from examples.app import app, prompt
 from examples.docstrings import Example
+from examples.model import Model, ModelError
 from examples.processes import ROOT, Failed, Process, Processes
 from examples.report import Report
 from meshnode.observe.logs import configure_logs
@@ -131,6 +132,14 @@ def _data(directory: Path, limit: int | None, report: Report) -> list[Example]:
 async def _start_model(processes: Processes, latency_s: float, report: Report) -> None:
     """Let LM_BASE name the embedded model, unless it names another already."""
     if given := os.environ.get("LM_BASE"):
+        model = Model()
+        try:
+            # One question now, rather than a thousand failed rows later.
+            await asyncio.to_thread(model.ask, prompt([], "Return a JSON document's value."))
+        except ModelError as error:
+            raise Failed(str(error)) from None
+        finally:
+            model.close()
         report.model(given, None)
         return
     process = processes.start("lm", ["lm", "serve", "--port", "0", "--latency", str(latency_s)])

@@ -46,8 +46,8 @@ class Report:
 
     def mesh(self, nodes: int, seconds: float, seed: str) -> None:
         """Say that the nodes found each other."""
-        known = f"{nodes - 1} were told only {seed}"
-        self._line("mesh", f"{nodes} nodes, each a process; {known}; all alive after {seconds:.1f} s\n")
+        said = f"{nodes} nodes, each a process; the others were told only {seed}; all alive after {seconds:.1f} s\n"
+        self._line("mesh", said)
 
     def killed(self, name: str, pid: int, done: int) -> None:
         """Say who was killed, and when."""
@@ -105,7 +105,12 @@ class Report:
         self._console.print(table)
 
     def verdict(self, mesh: EvaluationResult, local: EvaluationResult, *, differing: int) -> bool:
-        """Say whether both ways gave the same; True if the scores are equal."""
+        """Say whether both ways gave the same; True if no example failed and the scores are equal."""
+        for result in (mesh, local):
+            if result.failed:
+                error = next(row.error for row in result.results if row.error is not None)
+                self.note(f"{result.failed} of {result.examples} examples failed; the first with {error.message}")
+                return False
         if mesh.score != local.score:
             said = (
                 f"  [red]The scores differ: {mesh.score:.2f} and {local.score:.2f}[/red], in {differing} of "

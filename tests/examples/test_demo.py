@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from examples import demo
 from examples.processes import ROOT
 
 pytestmark = pytest.mark.xdist_group("examples")  # one data set for all tests that read it
@@ -47,17 +48,27 @@ def test_the_demo_loses_a_node_and_no_example_and_leaves_nothing_behind(written:
     assert list(place.iterdir()) == []
 
 
-def test_too_few_nodes_are_wrong_usage(written: Path) -> None:
-    environment = {**os.environ, "DOCSTRINGS": str(written)}
-    ran = subprocess.run(
-        [sys.executable, "-m", "examples.demo", "--nodes", "1"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 2
-    assert "at least 2 nodes" in ran.stderr
+def test_a_model_that_refuses_is_told_before_any_node_starts(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        for name, value in {"DOCSTRINGS": str(written), "LM_BASE": "http://127.0.0.1:9/v1"}.items():
+            patch.setenv(name, value)
+        patch.setattr("time.sleep", lambda _: None)
+        patch.setattr("signal.signal", lambda *_: None)
+        patch.setattr("examples.demo.configure_logs", lambda _: None)
+        patch.setenv("MESHNODE_RUNTIME_DIR", "")  # restored afterwards: the demo sets its own
+        patch.setenv("TMPDIR", "/tmp")
+        assert demo.main([]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the demo failed: http://127.0.0.1:9/v1/chat/completions did not answer in 8 tries" in said
+    assert "all alive" not in said
+
+
+def test_too_few_nodes_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--nodes", "1"])
+    assert "at least 2 nodes" in capsys.readouterr().err
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 from rich.console import Console
 
 from examples.report import Report
-from meshnode.evaluation.results import EvaluationResult, Progress
+from meshnode.evaluation.messages import TaskError
+from meshnode.evaluation.results import EvaluationResult, Progress, Row
 
 
 def result(score: float, nodes: dict[str, int], retries: int) -> EvaluationResult:
@@ -68,3 +70,11 @@ def test_equal_scores_are_said_and_true_different_ones_are_said_and_false() -> N
     equal, differ = said(out)
     assert equal == "The scores are equal to the last digit: 51.81, and so is every single prediction."
     assert differ.startswith("The scores differ: 51.81 and 51.82, in 1 of 10 predictions.")
+
+
+def test_failed_examples_are_told_with_their_reason_even_if_the_scores_are_equal() -> None:
+    out = io.StringIO()
+    rows = [Row(index=0, score=1.0), Row(index=1, score=0.0, error=TaskError("ModelError", "the key is wrong"))]
+    failed = msgspec.structs.replace(result(0.0, {}, 0), failed=1, results=rows)
+    assert not report(out).verdict(failed, failed, differing=0)
+    assert said(out) == ["1 of 10 examples failed; the first with the key is wrong"]
