@@ -92,23 +92,27 @@ def cost_of_idling(cluster: Cluster, nodes: list[Node], seconds: float) -> Cost:
 
 
 class FalseDeaths:
-    """Counts deaths of running nodes that running nodes believe: at healthy ones, and at the `sick` themselves."""
+    """Counts how often a running node believes a running node dead: a healthy one, or one of the `sick`.
+
+    Who is sick answers nobody for seconds, so its death is false only in hindsight; a healthy one's is an accuser's
+    mistake.
+    """
 
     def __init__(self, cluster: Cluster, sick: Iterable[Node] = ()) -> None:
         self.cluster = cluster
         self.sick = {node.address for node in sick}
-        self.at_healthy = 0
-        self.at_sick = 0
+        self.of_healthy = 0
+        self.of_sick = 0
         cluster.watchers.append(self._watch)
 
     def _watch(self, node: Node, change: MemberChange) -> None:
         member = change.member
         if member.state != "dead" or change.before == "dead" or member.address not in self.cluster.nodes:
             return
-        if node.address in self.sick:
-            self.at_sick += 1
+        if member.address in self.sick:
+            self.of_sick += 1
         else:
-            self.at_healthy += 1
+            self.of_healthy += 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def time_one_death(cluster: Cluster, victim: Node, within_s: float = 60.0) -> De
     cluster.run(within_s, lambda: len(learned) == len(cluster.nodes))
     cluster.watchers.remove(watch)
     times = [*learned.values(), *[math.inf] * (len(cluster.nodes) - len(learned))]
-    return Death(min(suspected, default=math.inf), min(times), max(times), false.at_healthy)
+    return Death(min(suspected, default=math.inf), min(times), max(times), false.of_healthy)
 
 
 def starve(settings: Settings, *, count: int, sick: int, seconds: float, seed: int = 1) -> FalseDeaths:
@@ -231,7 +235,7 @@ def main() -> None:
         for name, settings in (("plain SWIM", plain_swim(LAN)), ("with Lifeguard", LAN)):
             false = starve(settings, count=count, sick=max(1, count // 100), seconds=120, seed=seed)
             print(
-                f"{count:5}  {name:15} at healthy nodes {false.at_healthy:6}, at starved {false.at_sick:6}", flush=True
+                f"{count:5}  {name:15} of healthy nodes {false.of_healthy:6}, of starved {false.of_sick:6}", flush=True
             )
     print("\nall join one seed within 100 ms; a fifth is killed and starts again 3 s later: seconds until all agree")
     for count in sorted({*arguments.sizes, 50}):

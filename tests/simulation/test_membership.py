@@ -73,7 +73,7 @@ def test_no_healthy_node_is_believed_dead_at_a_quarter_of_datagrams_lost() -> No
     cluster, _ = cluster_of(30, loss=0.25, seed=4)
     false = FalseDeaths(cluster)
     cluster.run(60)
-    assert false.at_healthy == 0
+    assert false.of_healthy == 0
 
 
 def test_a_one_way_cut_between_two_nodes_accuses_nobody() -> None:
@@ -81,7 +81,7 @@ def test_a_one_way_cut_between_two_nodes_accuses_nobody() -> None:
     cluster.network.cut_one_way(nodes[0].address, nodes[1].address)
     false = FalseDeaths(cluster)
     cluster.run(60)
-    assert false.at_healthy == 0
+    assert false.of_healthy == 0
 
 
 def test_a_node_whose_datagrams_are_blocked_is_reached_over_the_coordination_channel() -> None:
@@ -92,18 +92,13 @@ def test_a_node_whose_datagrams_are_blocked_is_reached_over_the_coordination_cha
             cluster.network.link_faults[link] = Faults(loss=1.0)
     false = FalseDeaths(cluster)
     cluster.run(30)
-    assert false.at_healthy == 0
+    assert false.of_healthy == 0
 
 
-def test_an_overloaded_node_does_not_accuse_the_healthy() -> None:
-    def accused(lifeguard: bool) -> int:
-        settings = LAN if lifeguard else plain_swim(LAN)
-        false = starve(settings, count=40, sick=2, seconds=60, seed=2)
-        return false.at_healthy + false.at_sick
-
-    plain = accused(lifeguard=False)
-    assert plain > 0, "the run is too easy to tell anything"
-    assert accused(lifeguard=True) <= plain / 10
+def test_overloaded_nodes_do_not_get_the_healthy_declared_dead() -> None:
+    plain = starve(plain_swim(LAN), count=40, sick=2, seconds=60, seed=2)
+    assert plain.of_healthy > 0, "the run is too easy to tell anything"
+    assert starve(LAN, count=40, sick=2, seconds=60, seed=2).of_healthy == 0
 
 
 def agreed(cluster: Cluster, within_s: float) -> bool:
