@@ -25,7 +25,6 @@ from meshnode.runtime.wal_recovery import Recovered, Segment, segment_path
 #: Zeros are written this far ahead at a time. Overwriting zeros is a third cheaper to sync than growing the file, for
 #: neither its size nor its extents change (figures in wal_disk.py).
 _AHEAD_BYTES = 1 << 20
-_ZEROS = bytes(_AHEAD_BYTES)
 #: A batch is split rather than written as one frame beyond this, so that recovery reads in bounded pieces.
 _FRAME_BYTES = 8 << 20
 
@@ -43,6 +42,7 @@ class LogFiles:
         self._directory = directory
         self._owner = owner
         self._segment_bytes = segment_bytes
+        self._zeros = bytes(min(_AHEAD_BYTES, segment_bytes))
         self._next_index = recovered.next_index
         self._hard_state = recovered.hard_state
         self._sequence = recovered.last_sequence
@@ -133,8 +133,8 @@ class LogFiles:
         end = self._offset + len(frame)
         if self._zeroed < end:
             while self._zeroed < end:
-                self._file.write(_ZEROS, self._zeroed)
-                self._zeroed += _AHEAD_BYTES
+                self._file.write(self._zeros, self._zeroed)
+                self._zeroed += len(self._zeros)
             self._file.sync()  # without it their extents would be made one by one by the frames' own syncs
         self._file.write_durably(frame, self._offset)
         self._sequence += 1

@@ -51,7 +51,7 @@ asyncio.run(main())
 def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
     rng = random.Random(5)
     last = 0
-    for _ in range(8):
+    for _ in range(6):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         # The moment is a number of acknowledgements, then some microseconds of busy waiting: no sleep is so short.
