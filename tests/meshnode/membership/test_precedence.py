@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from itertools import permutations
+from collections.abc import Callable
+from itertools import permutations, product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.membership.members import supersedes
@@ -20,26 +21,50 @@ ME, OTHER = make_record("me"), make_record("other")
 STATES: tuple[MemberState, ...] = ("alive", "suspect", "dead", "left")
 Belief = tuple[int, MemberState]
 
-beliefs = st.tuples(st.integers(0, 5), st.sampled_from(STATES))
+Rule = Callable[[int, MemberState, int, MemberState], bool]
 
 
-def merge(known: Belief, heard: Belief) -> Belief:
-    return heard if supersedes(*heard, *known) else known
+def is_a_merge(rule: Rule) -> bool:
+    """Whether keeping the superseding claim is commutative, associative and idempotent; tries all small cases."""
+
+    def merge(known: Belief, heard: Belief) -> Belief:
+        return heard if rule(*heard, *known) else known
+
+    every = list(product(range(3), STATES))
+    return (
+        not any(rule(*claim, *claim) for claim in every)
+        and all(merge(a, b) == merge(b, a) for a, b in product(every, repeat=2))
+        and all(merge(merge(a, b), c) == merge(a, merge(b, c)) for a, b, c in product(every, repeat=3))
+    )
 
 
-@given(beliefs, beliefs)
-def test_merging_two_claims_is_commutative(one: Belief, other: Belief) -> None:
-    assert merge(one, other) == merge(other, one)
+def test_merging_claims_is_commutative_associative_and_idempotent() -> None:
+    assert is_a_merge(supersedes)
 
 
-@given(beliefs, beliefs, beliefs)
-def test_merging_claims_is_associative(a: Belief, b: Belief, c: Belief) -> None:
-    assert merge(merge(a, b), c) == merge(a, merge(b, c))
+@given(*[st.integers(0, 2**60), st.sampled_from(STATES)] * 2)
+def test_precedence_is_a_total_order(i: int, state: MemberState, j: int, other: MemberState) -> None:
+    assert supersedes(i, state, j, other) + supersedes(j, other, i, state) == ((i, state) != (j, other))
 
 
-@given(beliefs)
-def test_hearing_a_claim_twice_is_hearing_it_once(claim: Belief) -> None:
-    assert not supersedes(*claim, *claim)
+BROKEN: dict[str, Rule] = {
+    "life refutes at the same incarnation": lambda i, state, j, known: (
+        i >= j if (state, known) == ("alive", "suspect") else supersedes(i, state, j, known)
+    ),
+    "suspicion needs a greater incarnation": lambda i, state, j, known: (
+        i > j if (state, known) == ("suspect", "alive") else supersedes(i, state, j, known)
+    ),
+    "death is final": lambda i, state, j, known: known != "dead" and supersedes(i, state, j, known),
+    "the last claim wins": lambda i, state, j, known: i >= j,
+    "leaving is undone by death": lambda i, state, j, known: (
+        i >= j if (state, known) == ("dead", "left") else supersedes(i, state, j, known)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_of_precedence_is_caught(name: str) -> None:
+    assert not is_a_merge(BROKEN[name])
 
 
 @pytest.mark.parametrize(
@@ -80,6 +105,7 @@ def believed_after(said: list[Update]) -> tuple[int, MemberState, object]:
     return member.incarnation, member.state, swim.record(OTHER.node_id)
 
 
+@settings(max_examples=60)
 @given(st.lists(claims(), max_size=4))
 def test_what_the_core_believes_does_not_depend_on_the_order_of_claims(said: list[Update]) -> None:
     assert len({believed_after(list(order))[:2] for order in permutations(said)}) <= 1
