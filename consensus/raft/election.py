@@ -23,6 +23,8 @@ def tick(state: State, elapsed: int) -> None:
         reset_countdown(state)
         if may_campaign(state):
             stand_first(state)
+        else:
+            become_follower(state, state.term, None)  # whoever led us, does so no more
     elif state.forwarded_reads and state.now % state.settings.heartbeat_ticks == 0:
         reads.ask_again(state)
 

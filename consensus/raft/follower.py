@@ -50,8 +50,12 @@ def receive_append(state: State, source: str, message: Append) -> None:
 def acknowledge(state: State) -> None:
     """Tell the leader up to where our log agrees with its own, durably."""
     if state.leader is not None and state.role is Role.FOLLOWER:
-        match_index = min(state.matched_index, state.durability.durable_index)
-        send(state, state.leader, AppendReply(state.term, match_index, state.heard_round))
+        send(state, state.leader, AppendReply(state.term, durable_match(state), state.heard_round))
+
+
+def durable_match(state: State) -> int:
+    """Up to where the leader may count on this node: agreed, and on disk."""
+    return min(state.matched_index, state.durability.durable_index)
 
 
 def _reject(state: State, source: str, message: Append) -> None:

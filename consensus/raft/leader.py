@@ -72,7 +72,7 @@ def maybe_commit(state: State) -> None:
         return state.durability.durable_index if node == state.id else leadership.progress[node].match_index
 
     index = state.configuration.reached(match_index)
-    if index <= state.commit_index or state.log.term_at(index) != state.term:
+    if index <= state.commit_index or not may_count(state, index):
         return
     commit.advance(state, index)
     membership.committed(state)
@@ -84,6 +84,12 @@ def maybe_commit(state: State) -> None:
         for node, peer in leadership.progress.items():
             if peer.next_index > index and peer.commit_sent < index:
                 tell_commit(state, node, peer)
+
+
+def may_count(state: State, index: int) -> bool:
+    """An entry is committed by counting replicas only in the term that made it: a majority may hold an older one, and
+    yet a leader without it could be elected (§5.4.2, figure 8)."""
+    return state.log.term_at(index) == state.term
 
 
 def _hear(state: State, source: str, message: AppendReply | AppendReject) -> Progress | None:

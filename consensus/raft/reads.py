@@ -24,13 +24,13 @@ from consensus.raft.state import State
 
 
 def read(state: State, ids: list[Any]) -> None:
-    """Begin reads; on a follower, by asking its leader. Raises NotLeader if none is known."""
+    """Begin reads; on a follower, by asking its leader. Raises NotLeader if there is none, or none of ours."""
     if state.leadership is not None:
         state.leadership.waiting_reads.extend((None, read) for read in ids)
         ask(state)
         return
-    if state.leader is None:
-        raise NotLeader(None)
+    if state.leader is None or state.id not in state.configuration.members:
+        raise NotLeader(state.leader)  # whoever is no member will never apply what it would have to wait for
     state.next_read += 1
     state.forwarded_reads[state.next_read] = ids
     send(state, state.leader, ReadIndex(state.term, state.next_read))

@@ -47,7 +47,7 @@ def send_entries(state: State, node: str, peer: Progress) -> None:
 
 def tell_commit(state: State, node: str, peer: Progress) -> None:
     """Tell a follower how far things are committed, with no entries to carry it."""
-    if peer.mode is Mode.REPLICATE:
+    if peer.mode is Mode.REPLICATE and state.log.term_at(peer.next_index - 1) is not None:
         _send_append(state, node, peer, peer.next_index, peer.next_index - 1)
 
 

@@ -91,7 +91,7 @@ class Client:
 
     def _give_up(self, attempt: int) -> None:
         if attempt == self.attempt:
-            self.target = None
+            self.target = self.world.leader_at_peace()
             self._send()
 
     def _answered(self, attempt: int, target: str, outcome: str, result: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from consensus.raft import HardState, Snapshot, Stored
+from consensus.raft import Configuration, HardState, Snapshot, Stored
 from consensus.raft.effects import Persist
-from consensus.raft.messages import Entry
+from consensus.raft.messages import CONFIGURATION, Entry, configuration_of
 
 SECTOR = 64
 
@@ -38,14 +38,28 @@ _decoder = msgspec.msgpack.Decoder(Record)
 class Image:
     """What replaying records gives."""
 
-    hard_state: HardState = HardState()
-    snapshot: Snapshot = Snapshot()
+    hard_state: HardState = field(default_factory=HardState)
+    snapshot: Snapshot = field(default_factory=Snapshot)
     data: bytes = b""
     entries: list[Entry] = field(default_factory=list)
+    configurations: list[tuple[int, Configuration]] = field(default_factory=list)  # those in `entries`
 
     @property
     def last_index(self) -> int:
         return self.snapshot.index + len(self.entries)
+
+    @property
+    def last_term(self) -> int:
+        return self.entries[-1].term if self.entries else self.snapshot.term
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.configurations[-1][1] if self.configurations else self.snapshot.configuration
+
+    def holds(self, index: int, term: int) -> bool:
+        if index <= self.snapshot.index:
+            return True
+        return index <= self.last_index and self.entries[index - self.snapshot.index - 1].term == term
 
     def replay(self, record: Record) -> None:
         if record.hard_state is not None:
@@ -56,10 +70,16 @@ class Image:
             # Entries before the snapshot may be written again by nobody: they are committed.
             assert keep >= 0
             self.entries[keep:] = record.entries
+            self.configurations = [each for each in self.configurations if each[0] < record.first_index]
+            for index, entry in enumerate(record.entries, record.first_index):
+                if entry.kind == CONFIGURATION:
+                    self.configurations.append((index, configuration_of(entry)))
         if record.snapshot is not None:
             gone = record.snapshot.index - self.snapshot.index
             self.entries = [] if record.replaces_log else self.entries[gone:]
             self.snapshot, self.data = record.snapshot, record.data
+            floor = self.last_index if record.replaces_log else record.snapshot.index
+            self.configurations = [each for each in self.configurations if each[0] > floor]
 
     def stored(self) -> Stored:
         return Stored(self.hard_state, self.snapshot, list(self.entries))

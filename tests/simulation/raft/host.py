@@ -65,6 +65,7 @@ class Host:
         self.aside: tuple[Snapshot, bytearray] | None = None
         self.proposals: Proposals[Reply] = Proposals()
         self.queued: list[tuple[bytes, Reply]] = []
+        self.accepting: list[Reply] = []
         self.readers: dict[int, tuple[str, Reply]] = {}
         self.next_reader = 0
         self.is_syncing = False
@@ -138,6 +139,8 @@ class Host:
         if elapsed:
             self.ticked_at += elapsed * self.tick_s
             self.run(lambda: self.core.tick(elapsed))
+            if self.world.lease_reads and self.core.holds_lease():
+                self.world.truth.leasing(self.name, self.core)
 
     # -- effects --------------------------------------------------------------------------------------------------
 
@@ -169,6 +172,7 @@ class Host:
             case RoleChanged():
                 if effect.role is Role.LEADER:
                     world.truth.took_office(self.name, self.core)
+                    world.nemesis.took_office(self)
                     world.note(self.name, f"leads {effect.term}")
             case LoadChunk():
                 self._at(0.0005, lambda: self._load(effect))
@@ -192,6 +196,10 @@ class Host:
 
     def _apply(self, effect: Apply) -> None:
         check(effect.first_index == self.core.state.applied_index - len(effect.entries) + 1, "applied in order, once")
+        if self.core.role is Role.LEADER:
+            newest = effect.first_index + len(effect.entries) - 1
+            disks = (host.disk for host in self.world.hosts.values())
+            self.world.truth.leader_commits(newest, effect.entries[-1].term, disks)
         outcomes = dict(self.world.truth.applying(self.name, self.core, self.machine, effect))
         done, lost = self.proposals.applied(effect)
         for reply, index in done:
@@ -204,9 +212,10 @@ class Host:
 
     def take_snapshot(self) -> None:
         snapshot, data = self.core.snapshot(), self.machine.dump()
-        if snapshot.index <= self.core.state.snapshot.index or self.core.state.restoring is not None:
+        state = self.core.state
+        if self.is_snapshotting or snapshot.index <= state.snapshot.index or state.restoring is not None:
             return
-        if snapshot.index > self.core.state.durability.durable_index:
+        if snapshot.index > state.durability.durable_index:
             return  # the log on disk would have a gap; soon it won't
         self.world.truth.describing(snapshot, data)
         self.kept[snapshot.index] = data
@@ -230,7 +239,7 @@ class Host:
         for mark in marks:
             if isinstance(mark, Snapshot):
                 self.is_snapshotting = False
-                if mark.index > self.core.state.snapshot.index:
+                if mark.index > self.core.state.snapshot.index:  # else one from the leader has overtaken it
                     self.kept = {mark.index: self.kept[mark.index]}
                     self.run(lambda mark=mark: self.core.compacted(mark))  # type: ignore[misc]  # bound now
         if numbers and self.epoch == epoch:
@@ -282,6 +291,7 @@ class Host:
     def read(self, key: str, reply: Reply) -> None:
         if self.world.lease_reads and self.core.holds_lease():
             self.world.lease_reads_served += 1
+            self.world.truth.leasing(self.name, self.core)
             reply("done", self.machine.values.get(key))
             return
         self.next_reader += 1

@@ -4,6 +4,8 @@ election safety       at most one leader a term
 log matching          entries of one index and term hold the same, and stand behind entries of the same term; as
                       each is checked against the one before it, all before agree
 leader completeness   who takes office in a term has all that was committed in earlier ones
+commit safety         nobody who lacks what a leader commits could be elected, were all to crash now
+lease safety          while a leader holds a lease, nobody has taken office in a later term
 state-machine safety  no two nodes apply different entries at one index, nor get different outcomes
 durability            no message says what its sender's disk would not confirm after a crash
 monotony              commit_index never falls while a node runs; entries are applied in order, once
@@ -14,6 +16,7 @@ configuration         a snapshot carries the configuration that was committed at
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Any
 
 from consensus.raft import Configuration, Raft, Snapshot
@@ -94,6 +97,22 @@ class Truth:
                 check(outcome == self.outcomes[index - 1], f"state-machine safety: another outcome of {index}")
                 outcomes.append((index, outcome))
         return outcomes
+
+    def leader_commits(self, index: int, term: int, disks: Iterable[Disk]) -> None:
+        """A leader counted entry `index` as committed: ask the disks whether that is so."""
+        images = [(disk.owner, disk.image) for disk in disks]
+        for name, image in images:
+            if not image.holds(index, term):
+                last = (image.last_term, image.last_index)
+                voters = {other for other, each in images if (each.last_term, each.last_index) <= last}
+                check(
+                    not image.configuration.agreed(voters),
+                    f"commit safety: {name} could be elected without entry {index} of term {term}, by {sorted(voters)}",
+                )
+
+    def leasing(self, node: str, core: Raft) -> None:
+        """A leader trusts its lease."""
+        check(max(self.leaders) == core.term, f"lease safety: {node} of term {core.term}, later", max(self.leaders))
 
     def sending(self, disk: Disk, effect: Send) -> None:
         """A message leaves: its sender's disk must bear it out."""
