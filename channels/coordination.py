@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from channels.envelope import Ack, Reliable
 from channels.peers import Peer
 from channels.spec import ChannelSpec, Timing
 from channels.statistics import Drops
+
+#: Messages sent again when an acknowledgement is missing; if those arrive, the rest did or will be due soon.
+RESEND = 64
 
 
 class Kept:
@@ -44,8 +48,8 @@ class Order:
 
     __slots__ = ("ack_due", "early", "expected", "next", "pause", "retry_at", "waiting", "waiting_bytes")
 
-    def __init__(self) -> None:
-        self.next = 1
+    def __init__(self, first: int) -> None:
+        self.next = first
         self.waiting: dict[int, Kept] = {}
         self.waiting_bytes = 0
         self.retry_at = 0.0
@@ -74,6 +78,8 @@ class Delivery:
         self._push = push
         self._give_up = give_up
         self._drops = drops
+        # A peer that was forgotten and is known again must not see a number of this session twice.
+        self._first = 1
         self.retried = 0
 
     def room(self, peer: Peer, size: int) -> bool:
@@ -99,13 +105,13 @@ class Delivery:
             kept.sent = True
             self._push(peer, Reliable(sequence, next(iter(order.waiting)), message), size)
 
-    def resend(self, peer: Peer, now: float) -> None:
-        """Send all that is kept: a link came up, or no acknowledgement came for long."""
+    def resend(self, peer: Peer, now: float, most: int | None = None) -> None:
+        """Send what is kept, the oldest first: a link came up, or no acknowledgement came for long."""
         order = self._order(peer)
         if not order.waiting:
             return
         first = next(iter(order.waiting))
-        for sequence, kept in order.waiting.items():
+        for sequence, kept in islice(order.waiting.items(), most):
             self.retried += kept.sent
             kept.sent = True
             self._push(peer, Reliable(sequence, first, kept.message), kept.size)
@@ -176,7 +182,7 @@ class Delivery:
             self._give_up(peer, kept)
         if order.waiting and peer.path is not None and not peer.blocked and now >= order.retry_at:
             order.pause = min(order.pause * 2, self._timing.retry_max_s)
-            self.resend(peer, now)
+            self.resend(peer, now, RESEND)
         return bool(order.waiting)
 
     def fail(self, peer: Peer, error: Callable[[], Exception]) -> None:
@@ -188,9 +194,10 @@ class Delivery:
         self._drops.count("unreachable", len(order.waiting))
         order.waiting.clear()
         order.waiting_bytes = 0
+        self._first = max(self._first, order.next)
 
     def _order(self, peer: Peer) -> Order:
         order: Order | None = peer.delivery
         if order is None:
-            order = peer.delivery = Order()
+            order = peer.delivery = Order(self._first)
         return order

@@ -53,6 +53,7 @@ class Outbox:
         self._flushing = False
         self.peers: Peers  # set by the channel, which makes both
         self.closed = False
+        self.blocked: set[Peer] = set()  # whose path took nothing more at the last attempt
 
     def push(self, peer: Peer, message: Any, size: int) -> None:
         """Put a message into the packet that leaves at the end of this tick."""
@@ -101,7 +102,8 @@ class Outbox:
             return
         now = time.monotonic()
         peer.used_at = now
-        peer.blocked = False
+        if peer.blocked:
+            self.unblock(peer)
         while outbox:
             whole = peer.out_bytes <= self._spec.packet_bytes
             some = outbox if whole else _packetful(outbox, self._spec.packet_bytes)
@@ -149,7 +151,13 @@ class Outbox:
 
     def _blocked(self, peer: Peer) -> None:
         peer.blocked = True
+        self.blocked.add(peer)
         self._busy()
+
+    def unblock(self, peer: Peer) -> None:
+        """Its path may take packets again, or is another."""
+        peer.blocked = False
+        self.blocked.discard(peer)
 
     def _gone(self, peer: Peer, now: float) -> None:
         path = peer.path

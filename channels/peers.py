@@ -17,6 +17,9 @@ from channels.spec import Timing
 from channels.statistics import Histogram, Traffic
 from channels.wire import Path, Wire
 
+#: How long a peer that was never introduced is remembered after its link was lost.
+STRANGER_S = 120.0
+
 
 class Peer:
     """One peer on one channel."""
@@ -85,6 +88,10 @@ class Peer:
         self.rtt_s = 0.0
         self.used_at = 0.0
 
+    def stranger(self) -> bool:
+        """Known only because it connected, and not connected now."""
+        return not self.introduced and self.path is None and self.opening is None
+
     def queued(self) -> int:
         """Messages that wait to be sent or, where that is promised, acknowledged."""
         return len(self.delivery.waiting) if self.delivery else len(self.outbox)
@@ -110,6 +117,7 @@ class Peers:
         wire: Wire,
         timing: Timing,
         window: int,
+        most: int,
         *,
         ready: Callable[[Peer], None],
         lost: Callable[[Peer, str], None],
@@ -117,6 +125,7 @@ class Peers:
         self._wire = wire
         self._timing = timing
         self._window = window
+        self._most = most
         self._ready = ready
         self._lost = lost
         self._peers: dict[str, Peer] = {}
@@ -129,9 +138,13 @@ class Peers:
         return len(self._peers)
 
     def known(self, node_id: str) -> Peer:
-        """The peer of that id, made if it is new."""
+        """The peer of that id, made if it is new; of too many strangers that are not connected the oldest goes."""
         peer = self._peers.get(node_id)
         if peer is None:
+            if len(self._peers) >= self._most:
+                absent = [one for one in self._peers.values() if one.stranger()]
+                if absent:
+                    self.forget(min(absent, key=lambda one: one.used_at).id, "it was not heard of for long")
             peer = self._peers[node_id] = Peer(node_id, self._window)
         return peer
 
@@ -195,13 +208,10 @@ class Peers:
             self._failed(peer, now, why)
         elif peer.path is path:
             peer.path = peer.paths[0] if peer.paths else None
-            peer.blocked = False
             # What was under way on the lost path is lost even if another one is up.
             self._lost(peer, why)
             if peer.path is not None:
                 self._ready(peer)
-        if not peer.introduced and not peer.paths:
-            self._peers.pop(peer.id, None)
 
     def _failed(self, peer: Peer, now: float, why: str) -> None:
         peer.opening = None
@@ -220,9 +230,14 @@ class Peers:
                 self._failed(peer, now, f"no connection to {path.address} within {self._timing.connect_s:g} s")
 
     def close_idle(self, now: float) -> None:
-        """Close the paths we opened that nothing has used for a while."""
+        """Close the paths we opened that nothing has used for a while, and forget strangers that stay away.
+
+        A stranger is kept until then, for what it sends again after a reconnect must be known as a repeat.
+        """
         for peer in self:
             path = peer.path
+            if peer.stranger() and now - peer.used_at > STRANGER_S:
+                self.forget(peer.id, "it did not come back")
             idle = now - peer.used_at > self._timing.idle_s and not (peer.in_flight or peer.serving or peer.outbox)
             if path is not None and path.outbound and idle:
                 self._wire.disconnect(path)

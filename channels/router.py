@@ -81,7 +81,7 @@ class Router:
         self.calls: dict[int, Call] = {}
         self.streams: dict[int, Stream] = {}
         self._last_id = 0
-        self._events_sent: dict[str, int] = {}
+        self._events_sent = 0
         self.closed = False
         self._gone = Traffic()  # of peers since forgotten
         codec = codec or MessagePackCodec()
@@ -97,7 +97,9 @@ class Router:
         )
         self.push = self.outbox.push
         self._mark = self.outbox.mark
-        self.peers = self.outbox.peers = Peers(wire, self.timing, spec.in_flight, ready=self._ready, lost=self._lost)
+        self.peers = self.outbox.peers = Peers(
+            wire, self.timing, spec.in_flight, self.limits.peers, ready=self._ready, lost=self._lost
+        )
         self.me = self.peers.known(node_id)
         # Its link is None: what we send to ourselves never reaches the wire.
         self.me.path = Path(node_id, None, outbound=False, address="", opened_at=0.0)
@@ -204,7 +206,8 @@ class Router:
             return refused
         event = Event(command, body, *self._times(now, timeout_s))
         if self.spec.loss_rule == "newest":
-            event.sequence = self._events_sent[peer] = self._events_sent.get(peer, 0) + 1
+            self._events_sent += 1
+            event.sequence = self._events_sent
             event.key = key or command
         if self.delivery is not None and to is not self.me:
             future: asyncio.Future[None] = self._loop.create_future()
@@ -308,7 +311,7 @@ class Router:
 
     def on_writable(self) -> None:
         """Try again where the wire was full."""
-        if self.sweep.timer is not None:
+        if self.outbox.blocked:
             self.unblock()
 
     def serve(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
@@ -336,10 +339,10 @@ class Router:
 
     def unblock(self) -> None:
         """Send again to peers that took nothing more."""
-        for peer in self.peers:
-            if peer.blocked:
-                self.outbox.send(peer)
-                self.chunks.pump(peer)
+        for peer in list(self.outbox.blocked):
+            self.outbox.unblock(peer)
+            self.outbox.send(peer)
+            self.chunks.pump(peer)
 
     def _ready(self, peer: Peer) -> None:
         now = time.monotonic()
@@ -356,7 +359,8 @@ class Router:
 
     def _lost(self, peer: Peer, why: str) -> None:
         self.drops.count("unreachable", sum(1 for message in peer.outbox if not isinstance(message, Subscribe)))
-        peer.outbox, peer.out_bytes, peer.blocked = [], 0, False
+        peer.outbox, peer.out_bytes = [], 0
+        self.outbox.unblock(peer)
         if peer.prefixes:
             peer.prefixes = {}
         self.topics.forget_targets()
@@ -376,7 +380,6 @@ class Router:
             self._arm()
         if gone:
             self._gone.add(peer.traffic)
-            self._events_sent.pop(peer.id, None)
         if self._left is not None:
             self._left(peer.id)
 

@@ -475,3 +475,21 @@ async def test_statistics_tell_what_passed_by_peer(mesh: Mesh) -> None:
     assert rtt["count"] == 20
     assert 0 < rtt["p50_s"] <= rtt["p99_s"] < 5
     assert a.statistics()["coordination"]["sent"] == 0  # nothing of one channel shows on another
+
+
+async def test_a_peer_that_was_dropped_and_introduced_again_misses_nothing(mesh: Mesh) -> None:
+    got: list[bytes] = []
+
+    def handler(incoming: Incoming) -> bytes:
+        got.append(incoming.body)
+        return b""
+
+    a, b = await mesh.open("a"), await mesh.open("b", handler)
+    for n in range(3):
+        await a["coordination"].cast("b", "put", b"%d" % n)
+        await a["real_time"].cast("b", "put", b"%d" % n)
+        await until(lambda n=n: len(got) == 2 * n + 2)  # type: ignore[misc]  # default binds it
+        a.drop_peer("b")
+        a.set_peer("b", b.addresses)
+    assert got == [b"0", b"0", b"1", b"1", b"2", b"2"]
+    assert "duplicate" not in b["coordination"].statistics()["dropped"]
