@@ -34,13 +34,12 @@ from meshnode.workers.protocol import (
     ToolCall,
     Variables,
 )
-from meshnode.workers.staff import Member, Staff
+from meshnode.workers.staff import LOOK_S, Member, Staff
 from meshnode.workers.tool_calls import OnToolCall, ToolCalls
 
-TICK_S = 0.2
 OVERDUE_S = 2.0  # past its time, before a worker that does not speak is held to be the reason
 MAX_TOOL_CALLS = 256
-_COUNTED = "done raised timed_out declined cancelled refused crashes retried given_up reloads"
+_COUNTED = "done raised timed_out declined cancelled refused crashes retried tasks_given_up reloads"
 
 
 class WorkerPool:
@@ -48,7 +47,7 @@ class WorkerPool:
 
     They are processes if the app can be loaded again by its location and `workers` is above 0, else threads of this
     process; `host` puts them elsewhere. `on_tool_call` routes the tools that programs call; by default they are this
-    app's own. `on_crash_loop(why)` is told when a worker is not started any more.
+    app's own. `on_crash_loop(why)` is told when a worker is not started any more, `on_change()` when `slots` changes.
     """
 
     def __init__(
@@ -60,6 +59,7 @@ class WorkerPool:
         limits: Limits | None = None,
         on_tool_call: OnToolCall | None = None,
         on_crash_loop: Callable[[str], None] | None = None,
+        on_change: Callable[[], None] | None = None,
         host: Host | None = None,
     ) -> None:
         limits = limits or Limits()
@@ -68,6 +68,7 @@ class WorkerPool:
         self._threads = threads
         self._queue_limit = limits.queue if limits.queue is not None else max(8, workers * threads)
         self._crash_loop_seam = on_crash_loop
+        self._on_change = on_change or _do_nothing
         self._staff = Staff(self._host, workers, threads, limits, self)
         self._assignment = Assignment()
         self._jobs: dict[int, Job] = {}
@@ -96,7 +97,7 @@ class WorkerPool:
             await self.close()
             raise
         self._state = "serving"
-        self._watch = self._loop.call_later(TICK_S, self._look)
+        self._watch = self._loop.call_later(LOOK_S, self._look)
 
     async def reload(self) -> None:
         """Load the app anew in new workers; once all are ready they take over and the old ones end with their work.
@@ -208,14 +209,17 @@ class WorkerPool:
         return self._programs
 
     def statistics(self) -> dict[str, Any]:
-        """Counters since the start, and each worker as it is: see `describe` for the latter."""
+        """Counters since the start, and each worker as it is.
+
+        `given_up` says, for each worker that is not started any more, why; `tasks_given_up` counts tasks.
+        """
         return {
             "slots": self.slots,
             "busy": self.busy,
             "waiting": self._assignment.queued,
             **self._counts,
             "restarts": self._staff.restarts,
-            "crash_loops": list(self._staff.gave_up.values()),
+            "given_up": list(self._staff.gave_up.values()),
             "run_seconds": round(self._run_s, 6),
             "workers": [self._describe(member) for member in self._staff.members.values()],
         }
@@ -230,6 +234,7 @@ class WorkerPool:
             "busy": len(seat.held) if seat is not None else 0,
             "rss_bytes": vitals.rss_bytes if vitals is not None else None,
             "age_s": round(self._loop.time() - member.started_at, 3),
+            "silent_s": round(self._loop.time() - member.heard_at, 3),
         }
 
     # Jobs.
@@ -353,6 +358,7 @@ class WorkerPool:
             member.ready.set_result(message)
         if not member.retiring:
             self._assignment.seat(member.name, self._threads)
+            self._on_change()
 
     # What happens to workers (`staff.Employer`).
 
@@ -365,6 +371,7 @@ class WorkerPool:
     def on_retiring(self, member: Member) -> None:
         """It takes no more work."""
         self._assignment.close(member.name)
+        self._on_change()
 
     def on_left(self, member: Member, why: str) -> bool:
         """Its jobs go to others, or are given up; True if it had any."""
@@ -386,9 +393,10 @@ class WorkerPool:
             self._calls.cancel(number)  # the run begins anew elsewhere
         if not member.retiring:
             self._counts["crashes"] += 1
-            self._counts["given_up"] += len(given_up)
+            self._counts["tasks_given_up"] += len(given_up)
             self._counts["retried"] += sum(number in self._jobs for number in held)
         self._assign()
+        self._on_change()
         return bool(held)
 
     def on_crash_loop(self, why: str) -> None:
@@ -402,7 +410,7 @@ class WorkerPool:
 
     def _look(self) -> None:
         now = self._loop.time()
-        self._watch = self._loop.call_later(TICK_S, self._look)
+        self._watch = self._loop.call_later(LOOK_S, self._look)
         for job in list(self._jobs.values()):
             self._look_at_job(job, now)
         self._staff.look(now)
@@ -432,6 +440,10 @@ def _host_for(app: App, workers: int) -> Host:
     from meshnode.workers.process_host import ProcessHost  # only where there are processes
 
     return ProcessHost(location)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 __all__ = ["Limits", "ThreadPool", "WorkerPool"]

@@ -23,6 +23,7 @@ from meshnode.workers.protocol import Ping, Ready, Stop
 
 log = structlog.get_logger("meshnode.workers")
 
+LOOK_S = 0.2
 PING_S = 1.0
 CRASH_LOOP = 5
 BACKOFF_S = 0.1
@@ -89,6 +90,8 @@ class Staff:
         self._timers: set[asyncio.TimerHandle] = set()
         self._made = 0
         self._replacing = False
+        self._looked_at = 0.0
+        self._renewing = asyncio.Lock()
         self._gone = asyncio.Event()
 
     @property
@@ -100,10 +103,15 @@ class Staff:
         """Start all and wait until they are ready; raises AppError if the app does not load in one."""
         self._loop = asyncio.get_running_loop()
         await self._all_ready([self._launch(place) for place in range(self._places)])
+        self._looked_at = self._loop.time()
         self._replacing = True
 
     async def renew(self) -> None:
         """Start as many new ones; when all are ready the old ones retire. Raises AppError and keeps the old ones."""
+        async with self._renewing:
+            await self._renew()
+
+    async def _renew(self) -> None:
         old = [member for member in self.members.values() if not member.retiring]
         new = [self._launch(place, current=False) for place in range(self._places)]
         try:
@@ -198,7 +206,15 @@ class Staff:
         self._employer.on_crash_loop(why)
 
     def look(self, now: float) -> None:
-        """Look after all; called a few times a second."""
+        """Look after all; called every `LOOK_S`.
+
+        Time in which this process itself was paused or busy is nobody's silence.
+        """
+        paused_s = now - self._looked_at - 2 * LOOK_S
+        self._looked_at = now
+        if paused_s > 0:
+            for member in self.members.values():
+                member.heard_at += paused_s
         for member in list(self.members.values()):
             if not member.doom:
                 why = self._judge(member, now)

@@ -14,7 +14,7 @@ from uuid import UUID
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode import values
@@ -77,6 +77,7 @@ def test_bytes_of_any_kind_are_refused_or_a_value_that_travels_on(data: bytes) -
     assert type(unpack(pack(value))) is type(value)
 
 
+@settings(max_examples=50)
 @given(anything, st.data())
 def test_a_damaged_value_unpacks_or_is_refused(value: Any, data: st.DataObject) -> None:
     packed = bytearray(pack(value))
@@ -86,6 +87,7 @@ def test_a_damaged_value_unpacks_or_is_refused(value: Any, data: st.DataObject) 
         unpack(bytes(packed))
 
 
+@settings(max_examples=25)
 @given(anything)
 def test_a_cut_value_is_refused(value: Any) -> None:
     packed = pack(value)
