@@ -103,11 +103,18 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}; choose another host or port") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            # The protocol is named: asyncio sets TCP_NODELAY on no other, and each answer would wait 40 ms for an ACK.
+            listener = stack.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+        except OSError as error:
+            raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}; choose another host or port") from None
+        stack.pop_all()
+    return listener
 
 
 def _base(listener: socket.socket) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from meshnode.errors import ConfigError
 from meshnode.lm.limits import Settings
-from meshnode.lm.server import Running, run_server, running
+from meshnode.lm.server import Running, _listen, run_server, running
 
 PROMPT = (
     "Docstring: Parse JSON\nModule: json\n\nDocstring: Send two mails\nModule: mail box\n\nDocstring: a mails\nModule:"
@@ -218,3 +218,10 @@ def test_the_ready_file_tells_base_and_pid(tmp_path: Path) -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+def test_answers_do_not_wait_for_a_delayed_ack() -> None:
+    # Nagle's algorithm would hold an answer's body back until its head is acknowledged, 40 ms a question on Linux.
+    # asyncio turns it off only on sockets that name their protocol.
+    with _listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
