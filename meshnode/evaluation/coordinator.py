@@ -35,7 +35,7 @@ from meshnode.values import pack, unpack
 #: Runs a task on this process's own workers; raises what `RunTask` says.
 Local: TypeAlias = Callable[[RunTask], Awaitable[TaskReply]]
 
-READ_AHEAD = 64  # examples that wait in the plan for a node
+READ_AHEAD = 64  # examples that wait in the plan for a node, at least
 PROGRESS_EVERY_S = 0.1
 WAY_S = 5.0  # to a node and back, beside the task itself
 
@@ -239,8 +239,9 @@ class Evaluation:
         self._maybe_done()
 
     def _has_room(self) -> bool:
-        window = max(self._settings.window, 4 * self._plan.capacity)
-        return self._plan.waiting < READ_AHEAD and self._admitted < self._tally.next_index + window
+        window = max(self._settings.window, 4 * self._plan.slots)
+        ahead = max(READ_AHEAD, 2 * self._plan.slots)
+        return self._plan.waiting < ahead and self._admitted < self._tally.next_index + window
 
     async def _keep_time(self) -> None:
         report_at = self._loop.time()

@@ -165,7 +165,7 @@ class Plan:
         self._durations: deque[float] = deque(maxlen=SAMPLES)
         self._idle_since = 0
         self._reason: MeshError = Unreachable("there is no node to run it on")
-        self.capacity = 0  # how many calls all nodes together may hold
+        self.slots = 0  # of all nodes seen and not lost
         self.sends = 0
         self.retries = 0
         self.hedges = 0
@@ -196,9 +196,9 @@ class Plan:
         node = self._nodes.get(name)
         if node is None:
             node = self._nodes[name] = Capacity(name)
-        self.capacity -= node.full
+        self.slots -= node.slots
         node.see(slots, busy, ready=ready)
-        self.capacity += node.full
+        self.slots += node.slots
         self._refresh(node)
         return self._assign()
 
@@ -207,7 +207,7 @@ class Plan:
         node = self._nodes.pop(name, None)
         if node is None:
             return []
-        self.capacity -= node.full
+        self.slots -= node.slots
         self._open.pop(name, None)
         self._blocked.discard(name)
         self._reason = reason
@@ -342,20 +342,28 @@ class Plan:
                 effects.append(self._send(example, node))
         for waiting in passed_over:
             heapq.heappush(self._again, waiting)
-        while self._fresh and self._open:
-            node = choose(list(self._open.values()), self._rng)
-            assert node is not None  # _open is not empty
+        while self._fresh and (node := choose(self._with_room(), self._rng)) is not None:
             effects.append(self._send(self._fresh.popleft(), node))
         return effects
 
+    def _with_room(self) -> list[Capacity]:
+        """Nodes that may be given one more: beyond their slots only while enough waits to fill all slots anew.
+
+        Near the end a task queued behind another would be late, when a slot elsewhere is about to be free.
+        """
+        if self.waiting >= self.slots:
+            return list(self._open.values())
+        return [node for node in self._open.values() if node.held < node.slots]
+
     def _choose(self, example: _Example) -> Capacity | None:
         """A node with room where it has not failed; None to wait for one; if it failed everywhere, any with room."""
-        others = [node for node in self._open.values() if node.name not in example.avoid]
+        room = self._with_room()
+        others = [node for node in room if node.name not in example.avoid]
         if others:
             return choose(others, self._rng)
         if any(node.usable(self._now) and node.name not in example.avoid for node in self._nodes.values()):
             return None
-        return choose(list(self._open.values()), self._rng)
+        return choose(room, self._rng)
 
     def _send(self, example: _Example, node: Capacity) -> Send:
         call, self._next_call = self._next_call, self._next_call + 1

@@ -19,10 +19,12 @@ import pytest
 from meshnode.errors import InvalidInput
 from meshnode.evaluation.coordinator import Evaluation, Settings, evaluate
 from meshnode.evaluation.journal import RunJournal, resume_run, start_run
+from meshnode.evaluation.messages import RunTask, TaskReply
 from meshnode.evaluation.results import EvaluationResult, Progress, Row
 from meshnode.storage import Runs, default_url, open_runs
 from meshnode.storage.runs import Finished, StorageError
-from tests.meshnode.evaluation.mesh import MeshStandIn, Node, as_mesh, client, mesh_of
+from meshnode.values import unpack
+from tests.meshnode.evaluation.mesh import MeshStandIn, Node, as_mesh, client, mesh_of, until
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,28 +51,31 @@ def rows(result: EvaluationResult) -> list[tuple[Any, ...]]:
 
 
 async def test_stopped_run_is_resumed_without_repeating_what_it_finished(runs: Runs) -> None:
-    mesh, _ = mesh_of(2, answer, delay_s=0.001)
+    mesh, nodes = mesh_of(2, answer)
+
+    async def hang_later(task: RunTask) -> TaskReply:
+        if unpack(task.example)["n"] >= 100:
+            await asyncio.Event().wait()
+        return await nodes[0].run(task)
+
+    for node in nodes:
+        node.answer = hang_later
     journal = start_run(runs, "qa", metric="exact")
-    finished: set[int] = set()
-    first = Evaluation(
-        as_mesh(mesh), "qa", examples(200), Settings(), on_row=lambda row: finished.add(row.index), run=journal
-    )
+    first = Evaluation(as_mesh(mesh), "qa", examples(200), Settings(), run=journal)
     work = asyncio.ensure_future(first.run())
-    async with asyncio.timeout(10):
-        while len(finished) < 40:  # noqa: ASYNC110 - rows are told by a plain callback
-            await asyncio.sleep(0)
+    await until(lambda: first.result().examples == 100)
     first.stop()
     partial = await work
-    run_id = journal.run.run_id
+    run_id = journal.run_id
     assert runs.load_run(run_id).state == "stopped"
     kept = {row.index for row in runs.load_finished(run_id, limit=1000)}
-    assert finished <= kept
+    assert kept == {row.index for row in partial.results} == set(range(100))
 
     again, nodes_again = mesh_of(2, answer)
     resumed = await evaluate(as_mesh(again), "qa", examples(200), run=resume_run(runs, run_id, "qa", metric="exact"))
     ran = nodes_again[0].seen + nodes_again[1].seen
     assert set(ran) == set(range(200)) - kept
-    assert resumed.resumed == len(kept) >= partial.examples
+    assert resumed.resumed == 100
     whole, _ = mesh_of(1, answer)
     uninterrupted = await evaluate(as_mesh(whole), "qa", examples(200))
     assert [row[:3] for row in rows(resumed)] == [row[:3] for row in rows(uninterrupted)]

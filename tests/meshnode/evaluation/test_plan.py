@@ -203,7 +203,19 @@ def test_lost_node_gives_back_all_it_held_oldest_first() -> None:
     assert [effect.call for effect in effects if isinstance(effect, Cancel)] == [0, 1, 2, 3, 4]
     assert all(send.node == "b" for send in sends(effects))
     assert sends(plan.lose("b", DOWN)) == []
-    assert [send.index for send in sends(plan.see("c", 6))] == [0, 1, 2, 3, 4, 5, 6]
+    assert [send.index for send in sends(plan.see("c", 6))] == [0, 1, 2, 3, 4, 5]
+
+
+def test_tasks_are_queued_at_a_node_only_while_enough_waits_to_fill_all_slots_anew() -> None:
+    plan = plan_of(("a", 4), ("b", 4))
+    for index in range(16):
+        plan.add(index)
+    assert (plan.in_flight, plan.waiting) == (9, 7), "eight slots, and one more that hides the way there"
+    call = 0
+    while plan.waiting:
+        plan.answered(call, 0.1)
+        call += 1
+    assert all(node["held"] <= 4 for node in plan.statistics().values()), "at the end none waits behind another"
 
 
 def test_second_reply_and_late_reply_are_counted_as_such_and_change_nothing() -> None:
@@ -233,16 +245,16 @@ def test_first_answer_of_a_hedged_example_wins_and_the_other_call_is_cancelled()
 
 def test_silent_node_is_given_less_after_each_hedge_that_overtakes_it() -> None:
     plan = plan_of(("silent", 8), hedge_least_ticks=2, hedge_samples=1)
-    for index in range(10):
+    for index in range(8):
         plan.add(index)
     plan.see("quick", 20)
-    plan.answered(sends(plan.add(10))[0].call, 0.01)
+    plan.answered(sends(plan.add(8))[0].call, 0.01)
     effects = plan.tick() + plan.tick() + plan.tick()
     hedges = sends(effects)
     assert {send.node for send in hedges} == {"quick"}
     for hedge in hedges:
         plan.answered(hedge.call, 0.01)
-    assert plan.hedges == 10
+    assert plan.hedges == 8
     assert plan.statistics()["silent"]["window"] == 1
 
 
@@ -394,9 +406,7 @@ class AnyOrder(RuleBasedStateMachine):
         held = {self.sent[call].index for call in self.live}
         assert len(held) + self.plan.waiting + sum(self.outcomes.values()) == self.added
         assert self.plan.in_flight == len(self.live)
-        assert self.plan.capacity == sum(
-            node["slots"] + max(1, node["slots"] // 4) for node in self.plan.statistics().values()
-        )
+        assert self.plan.slots == sum(node["slots"] for node in self.plan.statistics().values())
         for name, node in self.plan.statistics().items():
             assert node["held"] == sum(self.sent[call].node == name for call in self.live)
             assert 1 <= node["window"] <= node["slots"] + max(1, node["slots"] // 4)
