@@ -21,6 +21,7 @@ class Config(BaseSettings):
     port: the base port: gossip on it (UDP), the four channels on the next four, HTTP on the fifth; 0 takes free ones.
     bind: the address to listen on. advertise: HOST or HOST:PORT that others reach us by, if it differs.
     role: "node" works and votes; "client" joins, calls and evaluates, but runs no work and never votes.
+    voters: how many nodes vote on shared state, an odd number.
     bootstrap_expect: how many nodes to wait for before a new mesh elects its first leader; None: do not wait.
     data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
     """
@@ -38,6 +39,7 @@ class Config(BaseSettings):
     workers: int = Field(1, ge=0, le=256)
     worker_threads: int = Field(8, ge=1, le=256)
     data_dir: Path | None = None
+    voters: int = Field(5, ge=1, le=15)
     bootstrap_expect: int | None = Field(None, ge=1, le=99)
     join_timeout_s: float = Field(30.0, gt=0)
     leave_timeout_s: float = Field(5.0, ge=0)
@@ -64,6 +66,13 @@ class Config(BaseSettings):
     def _check_seeds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for seed in value:
             split_address(seed)
+        return value
+
+    @field_validator("voters")
+    @classmethod
+    def _check_voters(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"an even number of voters tolerates no more failures than {value - 1}; take an odd one")
         return value
 
     @classmethod

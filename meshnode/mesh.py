@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from channels.transport import ChannelName
+from consensus.machines.composite import Change, Command, Machine, Result
 
 MemberState: TypeAlias = Literal["alive", "suspect", "dead", "left"]
 Role: TypeAlias = Literal["node", "client"]
@@ -69,12 +70,53 @@ class Caller(msgspec.Struct, frozen=True):
 Responder: TypeAlias = Callable[[Any, Caller], Any]  # returns a reply, an awaitable of one, or an async iterator
 
 
+Consistency: TypeAlias = Literal["cached", "stale", "lease", "linearizable"]
+
+
+class State(Protocol):
+    """The mesh's replicated state as one node has it. Raft and its log stand behind it."""
+
+    machine: Machine  # to be read; it changes only between two events of the loop
+
+    def follow(self) -> None:
+        """Keep the machine up to date from now on, if it isn't yet."""
+        ...
+
+    async def synced(self, timeout_s: float = 10.0) -> None:
+        """Return once the machine holds what the mesh had when this node began to follow. Raises NoLeader."""
+        ...
+
+    async def barrier(self, consistency: Consistency, timeout_s: float = 10.0) -> None:
+        """Return once a read of the machine is as fresh as `consistency` promises. Raises NoLeader."""
+        ...
+
+    def check(self, command: Command) -> None:
+        """Raise InvalidInput if a command would be refused as things stand here."""
+        ...
+
+    async def propose(self, command: Command, timeout_s: float = 10.0) -> Result:
+        """Apply a command exactly once. Raises InvalidInput, NoLeader (not applied), OutcomeUnknown."""
+        ...
+
+    def listen(self, listener: Callable[[list[Change]], None]) -> Callable[[], None]:
+        """Call `listener` with the changes of each batch applied, in order; returns the way to stop.
+
+        An empty list says that the machine jumped (a snapshot was installed): compare versions.
+        """
+        ...
+
+
 class Mesh(Protocol):
     """What a node offers to everything above it. `peer` is a node id or a name."""
 
     @property
     def me(self) -> Member:
         """This node as others see it."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """The replicated state: variables and sessions."""
         ...
 
     def members(self) -> list[Member]:

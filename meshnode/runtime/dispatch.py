@@ -7,6 +7,7 @@ that `meshnode.values` can pack. A responder that returns at once is answered at
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from meshnode.mesh import Caller, Event, R, Request, Responder
 from meshnode.values import pack, unpack
 
 OURS = "mesh."
+_RAW_TIMEOUT_S = 2.0
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -63,6 +65,26 @@ class Dispatch:
             return _reply(responder, message, Caller(incoming.peer, incoming.deadline, incoming.context), _encode)
 
         self._responders[kind.command] = answer
+
+    def serve_raw(self, command: str, receive: Callable[[str, bytes], None]) -> None:
+        """Hand the body of a cast on as it came: for protocols that have an encoding of their own."""
+
+        def answer(incoming: Incoming) -> Reply:
+            receive(incoming.peer, incoming.body)
+            return b""
+
+        self._responders[command] = answer
+
+    def cast_raw(self, channel: ChannelName, peer: str, command: str, body: bytes) -> None:
+        """Send without waiting and without caring: who uses it sends again what matters."""
+        try:
+            sent = self._channel(channel).cast(peer, command, body, timeout_s=_RAW_TIMEOUT_S)
+        except MeshError:
+            return
+        if isinstance(sent, asyncio.Future):
+            sent.add_done_callback(_ignore)
+        else:
+            asyncio.ensure_future(sent).add_done_callback(_ignore)
 
     def serve_user(self, name: str, handler: UserHandler) -> None:
         """Answer `call`s of a user's method with `handler(args, context)`."""
@@ -152,6 +174,11 @@ class Dispatch:
     def _unknown(self, command: str) -> str:
         known = ", ".join(self.methods()) or "none"
         return f"this node has no handler {command!r}; its handlers: {known}"
+
+
+def _ignore(sent: asyncio.Future[None]) -> None:
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _reply(responder: Callable[[Any, Any], Any], message: Any, caller: Any, encode: Callable[[Any], bytes]) -> Reply:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from meshnode.mesh import E, Event, Member, MemberChange, R, Request, Responder
+from meshnode.errors import MeshError
+from meshnode.mesh import E, Event, Member, MemberChange, R, Request, Responder, State
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
 
@@ -17,6 +18,18 @@ class NodeMesh:
         self._node_id = node_id
         self._directory = directory
         self._dispatch = dispatch
+        self._state: State | None = None
+
+    def attach(self, state: State) -> None:
+        """Give it the replicated state, once that exists."""
+        self._state = state
+
+    @property
+    def state(self) -> State:
+        """The replicated state: variables and sessions."""
+        if self._state is None:
+            raise MeshError("the node is not started; use `async with Node(...)`")
+        return self._state
 
     @property
     def me(self) -> Member:

@@ -32,6 +32,7 @@ from meshnode.runtime.parts import Parts, start_http, start_parts
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.variables import Variables
 
 log = structlog.get_logger("meshnode.node")
 
@@ -150,23 +151,30 @@ class Node:
         return self.directory.watch()
 
     def status(self) -> dict[str, Any]:
-        """The public `status` document; what belongs to consensus is None while there is none."""
+        """The public `status` document; `leader` is None while none is known, ids throughout."""
+        state = self._running().replication.status()
         return {
             "name": self.name,
             "node_id": self.node_id,
             "mesh_id": self.mesh_id,
             "members": sum(member.state == "alive" for member in self.members()),
-            "leader": None,
-            "term": None,
-            "commit_index": None,
-            "applied_index": None,
-            "voters": [],
+            "leader": state.leader,
+            "term": state.term,
+            "commit_index": state.commit_index,
+            "applied_index": state.applied_index,
+            "voters": list(state.voters),
+            "learners": list(state.learners),
             "channels": self._running().channels.statistics(),
         }
 
     def health(self) -> dict[str, Any]:
         """Each component by name, with a status of "ok", "degraded" or "failed"."""
         return self._running().health()
+
+    @property
+    def variables(self) -> Variables:
+        """The mesh's shared variables."""
+        return self._running().variables
 
     # What a node does.
 

@@ -17,7 +17,7 @@ from channels.errors import AddressInUse
 from channels.transport import ChannelName, Channels
 from channels.zeromq import open_channels
 from meshnode.config import Config, join_address, split_address
-from meshnode.errors import ConfigError, from_fault
+from meshnode.errors import ConfigError, MeshError, from_fault
 from meshnode.evaluation.messages import RunTask
 from meshnode.identity import keep_mesh_id, load_mesh_id
 from meshnode.membership.datagrams import open_socket
@@ -25,8 +25,12 @@ from meshnode.membership.messages import Record
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
+from meshnode.replication.messages import RAFT
+from meshnode.replication.service import Replication
 from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of
+from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
+from meshnode.variables import Variables
 
 if TYPE_CHECKING:
     from meshnode.app import App
@@ -45,17 +49,26 @@ class Parts:
     channels: Channels
     work: Work
     membership: Membership
+    replication: Replication
+    variables: Variables
+    supervisor: Supervisor
+    is_new: bool  # this node has been in no mesh before
     listener: socket.socket | None
     http: str | None  # "host:port"
 
     async def join(self) -> None:
-        """Get into the mesh, or found one, and remember which."""
+        """Get into the mesh, or found one, and remember which; then take part in its state."""
         await self.membership.join(self.config.seeds, self.config.join_timeout_s)
-        assert self.membership.mesh_id is not None
-        keep_mesh_id(self.config.data_dir, self.membership.mesh_id)
+        mesh_id = self.membership.mesh_id
+        assert mesh_id is not None
+        keep_mesh_id(self.config.data_dir, mesh_id)
+        await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
+        if self.variables.declared:
+            self.supervisor.start("declared variables", self.variables.register_declared)
 
     async def leave(self) -> None:
-        """Say goodbye, and let the tasks that run come to their end."""
+        """Hand over, say goodbye, and let the tasks that run come to their end."""
+        await self.replication.retire()
         await asyncio.gather(
             self.membership.leave(self.config.leave_timeout_s), self.work.drain(self.config.leave_timeout_s)
         )
@@ -129,12 +142,38 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         node.dispatch.serve(kind, responder)
     node.dispatch.serve(RunTask, work.run)
 
+    replication = Replication(
+        node.mesh,
+        send=lambda peer, raw: node.dispatch.cast_raw("coordination", peer, RAFT, raw),
+        fail=node.fail,
+        data_dir=config.data_dir,
+        voters=config.voters,
+    )
+    node.mesh.attach(replication)
+    node.dispatch.serve_raw(RAFT, replication.receive)
+    replication.serve()
+    variables = Variables(replication, app.variables if app is not None else {}, node.name)
+    supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
+
     stack.push_async_callback(work.close)
     await work.start()
     stack.push_async_callback(membership.close)
     await membership.start()
+    stack.push_async_callback(replication.close)
+    stack.push_async_callback(supervisor.close)
     work.tell()  # before joining, so that the first exchange carries it
-    return Parts(config, channels, work, membership, listener, record.http or None)
+    return Parts(
+        config,
+        channels,
+        work,
+        membership,
+        replication,
+        variables,
+        supervisor,
+        membership.mesh_id is None,
+        listener,
+        record.http or None,
+    )
 
 
 async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack) -> None:

@@ -1,0 +1,96 @@
+"""What nodes say to each other about replicated state, on the coordination channel.
+
+Raft's own messages do not stand here: they travel as the core encodes them, under the command RAFT.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+import msgspec
+
+from channels.transport import ChannelName
+from meshnode.mesh import Request
+
+RAFT = "mesh.raft"
+
+#: The outcome of one entry: a machine's answer, the number of a new client session, or one of the codes below.
+Outcome: TypeAlias = bytes | int
+DONE, EXPIRED, STALE, UNACKNOWLEDGED, MALFORMED = 0, -1, -2, -3, -4
+#: Not the entry's outcome but the proposal's: it was never and will never be applied; or nobody knows.
+LOST, UNKNOWN = -5, -6
+
+
+class Proposed(msgspec.Struct, array_like=True, frozen=True):
+    """The outcomes, in the order of the entries; empty if this node does not lead: ask `leader`."""
+
+    outcomes: list[Outcome]
+    leader: str | None = None
+
+
+class Propose(Request[Proposed], array_like=True, frozen=True):
+    """Append these entries; answered when all are applied."""
+
+    command: ClassVar[str] = "mesh.replication.propose"
+    channel: ClassVar[ChannelName] = "coordination"
+    reply: ClassVar[Any] = Proposed
+
+    entries: list[bytes]
+
+
+class Located(msgspec.Struct, array_like=True, frozen=True):
+    """What a node believes: who leads in which term, who votes and learns, and how far it has applied."""
+
+    leader: str | None
+    term: int
+    commit_index: int
+    applied_index: int
+    voters: tuple[str, ...] = ()
+    learners: tuple[str, ...] = ()
+
+
+class Locate(Request[Located], array_like=True, frozen=True):
+    """Who leads?"""
+
+    command: ClassVar[str] = "mesh.replication.locate"
+    channel: ClassVar[ChannelName] = "coordination"
+    reply: ClassVar[Any] = Located
+
+
+class Barrier(Request[int], array_like=True, frozen=True):
+    """From which index on is a read linearizable that begins now? Answered by a replica."""
+
+    command: ClassVar[str] = "mesh.replication.barrier"
+    channel: ClassVar[ChannelName] = "coordination"
+    reply: ClassVar[Any] = int
+
+
+class Part(msgspec.Struct, array_like=True, frozen=True):
+    """A piece of the committed stream: a chunk of a snapshot (the last one has `done`), or commands by index.
+
+    Each says how far the replica is and whom it follows; an empty one says just that, and that the stream lives.
+    """
+
+    applied_index: int
+    leader: str | None = None
+    snapshot: bytes = b""
+    done: bool = False
+    commands: list[tuple[int, bytes]] = []
+
+
+class Follow(Request[Part], array_like=True, frozen=True):
+    """Stream what is committed after `index`."""
+
+    command: ClassVar[str] = "mesh.replication.follow"
+    channel: ClassVar[ChannelName] = "inference"
+    reply: ClassVar[Any] = Part
+
+    index: int
+
+
+class Retire(Request[bool], array_like=True, frozen=True):
+    """To the leader: this node is about to leave. True once it is out of the configuration."""
+
+    command: ClassVar[str] = "mesh.replication.retire"
+    channel: ClassVar[ChannelName] = "coordination"
+    reply: ClassVar[Any] = bool

@@ -1,0 +1,371 @@
+"""The Raft core at work on one node: ticked, persisted, sent, applied.
+
+Everything the core decides stands in `consensus.raft`; here its effects are carried out, strictly in order. Callers'
+proposals are gathered for one tick of the loop and go to the core as one batch, so under load one message and one sync
+carry hundreds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import structlog
+
+from consensus.errors import ConsensusError, NotLeader, ProtocolViolation, Refused
+from consensus.machines.composite import Advanced, Change, Machine, encode_advance
+from consensus.raft import sessions as clients
+from consensus.raft.configuration import Configuration
+from consensus.raft.effects import (
+    Accepted,
+    Apply,
+    Configured,
+    Effect,
+    LoadChunk,
+    Persist,
+    ReadFailed,
+    ReadReady,
+    Restore,
+    Role,
+    RoleChanged,
+    Send,
+    StoreChunk,
+)
+from consensus.raft.messages import COMMAND, Message, decode, encode
+from consensus.raft.node import Raft
+from consensus.raft.proposals import Proposals
+from consensus.raft.settings import Settings
+from meshnode.replication.messages import DONE, EXPIRED, LOST, MALFORMED, STALE, UNACKNOWLEDGED, UNKNOWN, Outcome
+from meshnode.replication.storage import Store
+from meshnode.runtime.driver import Driver
+
+log = structlog.get_logger("meshnode.raft")
+
+TICK_S = 0.02
+SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
+ADVANCE_EVERY_S = 0.1
+
+Token = asyncio.Future[Outcome]
+_CODES: dict[type, int] = {
+    clients.Expired: EXPIRED,
+    clients.Stale: STALE,
+    clients.Unacknowledged: UNACKNOWLEDGED,
+    clients.Malformed: MALFORMED,
+    clients.Closed: DONE,
+    Advanced: DONE,
+}
+
+
+class Replica:
+    """One node's core, machine and disk.
+
+    send(to, bytes): hand a message to the coordination channel. applied(index, commands, changes): entries were
+    applied, for those who follow. changed(): role, term, leader or configuration changed. failed(error): the disk or
+    the core can't go on.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        machine: Machine,
+        store: Store,
+        rng: Any,
+        *,
+        send: Callable[[str, bytes], None],
+        applied: Callable[[int, list[tuple[int, bytes]], list[Change]], None],
+        restored: Callable[[], None],
+        changed: Callable[[], None],
+        failed: Callable[[Exception], None],
+        settings: Settings | None = None,
+    ) -> None:
+        self.machine = machine
+        self.leader_changes = 0
+        self._store = store
+        self._send = send
+        self._applied = applied
+        self._restored = restored
+        self._changed = changed
+        self._core = Raft(node_id, settings or Settings(), rng, store.stored)
+        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed)
+        self._proposals: Proposals[Token | None] = Proposals()
+        self._accepting: deque[Sequence[Token | None]] = deque()
+        self._waiting: list[tuple[bytes, Token]] = []
+        self._flushing = False
+        self._reads: dict[int, asyncio.Future[int]] = {}
+        self._read_number = 0
+        self._encoded: tuple[Message | None, bytes] = (None, b"")
+        self._ticked = 0.0
+        self._term_began = (0, 0.0)  # the log's time and ours when this node took office
+        self._advanced_at = 0.0
+        self._saved_index = store.stored.snapshot.index
+        self._saving: asyncio.Task[None] | None = None
+        self._loading: set[asyncio.Task[None]] = set()
+        if store.stored.snapshot.index:
+            machine.restore(store.chunks())
+
+    # What it is.
+
+    @property
+    def core(self) -> Raft:
+        """The core, to be read."""
+        return self._core
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node believes to lead."""
+        return self._core.role is Role.LEADER
+
+    @property
+    def configuration(self) -> Configuration:
+        """Who votes and who learns, by the newest entry here."""
+        return self._core.configuration
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the log, and how much waits."""
+        return {
+            "proposals_waiting": len(self._proposals),
+            "leader_changes": self.leader_changes,
+            **self._store.statistics(),
+        }
+
+    async def start(self) -> None:
+        """Begin to tick."""
+        self._ticked = _clock()
+        self._driver.start()
+
+    async def close(self) -> None:
+        """Stop, fail what waits, finish writing."""
+        await self._driver.stop()
+        tasks = {*self._loading, *([self._saving] if self._saving is not None else [])}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for future in self._reads.values():
+            if not future.done():
+                future.cancel()
+        for _, token in self._waiting:
+            _settle(token, LOST)
+        await self._store.close()
+
+    # What it is asked.
+
+    def propose(self, data: bytes) -> Token:
+        """Append one entry; the future gets its outcome, LOST or UNKNOWN. Raises NotLeader through the future."""
+        token: Token = asyncio.get_running_loop().create_future()
+        self._waiting.append((data, token))
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        return token
+
+    def read(self) -> asyncio.Future[int]:
+        """The index from which on a read that begins now is linearizable, once it is applied here."""
+        self._read_number += 1
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._reads[self._read_number] = future
+        try:
+            self._run(self._core.read([self._read_number]))
+        except ConsensusError as error:
+            del self._reads[self._read_number]
+            future.set_exception(error)
+        return future
+
+    def holds_lease(self) -> bool:
+        """Whether the machine may be read at once on the strength of the leader's lease."""
+        self._run(self.tick())  # the core must know all time that went by
+        return self._core.holds_lease() and self._core.state.applied_index >= self._core.commit_index
+
+    def receive(self, source: str, raw: bytes) -> None:
+        """A message of Raft arrived."""
+        try:
+            self._run(self._core.step(source, decode(raw)))
+        except (ProtocolViolation, ValueError) as error:
+            log.warning("message refused", source=source, error=str(error))
+
+    def change(self, configuration: Configuration) -> None:
+        """Begin to make these the voters and learners; refused while another change is under way."""
+        self._ask(lambda: self._core.change_configuration(configuration.voters, configuration.learners))
+
+    def transfer(self, target: str) -> None:
+        """Hand leadership to a voter. Raises Refused."""
+        self._run(self._core.transfer(target))
+
+    def tick(self) -> Iterable[Effect]:
+        """Called by the driver: all ticks that truly went by since the last call."""
+        now = _clock()
+        ticks = int((now - self._ticked) / TICK_S)
+        if ticks <= 0:
+            return []
+        self._ticked += ticks * TICK_S
+        return self._core.tick(ticks)
+
+    def advance(self) -> None:
+        """Called by the leader's own clock: keep the log's time going while sessions live."""
+        if self.leads and len(self.machine.sessions):
+            self._ask(lambda: self._core.propose([self._advance()]), [None])
+
+    # Effects.
+
+    def _run(self, effects: Iterable[Effect]) -> None:
+        self._driver.run(effects)
+
+    def _ask(self, act: Callable[[], Iterable[Effect]], tokens: Sequence[Token | None] = (None,)) -> None:
+        try:
+            effects = act()
+        except Refused as error:
+            log.debug("refused", error=str(error))
+            return
+        self._accepting.append(tokens)
+        self._run(effects)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        waiting, self._waiting = self._waiting, []
+        commands = [data for data, _ in waiting]
+        tokens: list[Token | None] = [token for _, token in waiting]
+        now = _clock()
+        if self.leads and now - self._advanced_at >= ADVANCE_EVERY_S:
+            commands.insert(0, self._advance())
+            tokens.insert(0, None)
+        try:
+            effects = self._core.propose(commands)
+        except Refused as error:
+            for _, token in waiting:
+                if not token.done():
+                    token.set_exception(error)
+            return
+        self._accepting.append(tokens)
+        self._run(effects)
+
+    def _advance(self) -> bytes:
+        self._advanced_at = _clock()
+        base_ms, began = self._term_began
+        return encode_advance(base_ms + int((self._advanced_at - began) * 1000))
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Persist():
+                self._store.write(effect, lambda: self._run(self._core.persisted(effect.number)))
+            case Send():
+                self._send(effect.to, self._encode(effect.message))
+            case Apply():
+                self._apply(effect)
+            case Accepted():
+                self._proposals.accepted(effect, self._accepting.popleft())
+            case ReadReady():
+                self._read_ready(effect)
+            case ReadFailed():
+                for number in effect.ids:
+                    future = self._reads.pop(number, None)
+                    if future is not None and not future.done():
+                        future.set_exception(NotLeader(self._core.leader))
+            case RoleChanged():
+                self._on_role(effect)
+            case Configured():
+                self._changed()
+            case LoadChunk():
+                self._start(self._load(effect))
+            case StoreChunk():
+                self._store.store_chunk(effect.snapshot, effect.offset, effect.data)
+            case Restore():
+                self._restore(effect)
+
+    def _encode(self, message: Message) -> bytes:
+        # The leader sends one object to all followers that are level: it is encoded once.
+        known, raw = self._encoded
+        if known is not message:
+            raw = encode(message)
+            self._encoded = (message, raw)
+        return raw
+
+    def _apply(self, effect: Apply) -> None:
+        machine, outcomes = self.machine, []
+        changes: list[Change] = []
+        commands: list[tuple[int, bytes]] = []
+        for index, entry in enumerate(effect.entries, effect.first_index):
+            outcome: Outcome = DONE
+            if entry.kind == COMMAND and index > machine.index:  # what the stream brought before is not applied again
+                answer, changed = machine.apply(index, entry.data)
+                commands.append((index, entry.data))
+                changes += changed
+                kind = type(answer)
+                outcome = (
+                    answer.result  # type: ignore[union-attr]
+                    if kind is clients.Applied
+                    else answer.session  # type: ignore[union-attr]
+                    if kind is clients.Opened
+                    else _CODES[kind]
+                )
+            outcomes.append(outcome)
+        done, lost = self._proposals.applied(effect)
+        for token, index in done:
+            if token is not None and not token.done():
+                token.set_result(outcomes[index - effect.first_index])
+        for token in lost:
+            _settle(token, LOST)
+        self._applied(effect.first_index + len(effect.entries) - 1, commands, changes)
+        self._maybe_snapshot()
+
+    def _read_ready(self, effect: ReadReady) -> None:
+        for number in effect.ids:
+            future = self._reads.pop(number, None)
+            if future is not None and not future.done():
+                future.set_result(effect.index)
+
+    def _on_role(self, effect: RoleChanged) -> None:
+        if effect.role is Role.LEADER:
+            self._term_began = (self.machine.log_ms, _clock())
+            self.leader_changes += 1
+        log.info("role", role=effect.role.value, term=effect.term, leader=effect.leader)
+        self._changed()
+
+    # Snapshots.
+
+    def _maybe_snapshot(self) -> None:
+        if self._saving is None and self._core.state.applied_index - self._saved_index >= SNAPSHOT_EVERY:
+            described = self._core.snapshot()
+            self._saved_index = described.index
+            self._saving = asyncio.get_running_loop().create_task(self._save(described, self.machine.snapshot()))
+
+    async def _save(self, described: Any, chunks: Iterable[bytes]) -> None:
+        try:
+            await self._store.save(described, chunks)
+            self._run(self._core.compacted(described))
+        except Exception as error:  # an old snapshot and the log still hold everything
+            log.error("a snapshot could not be saved", error=str(error))
+        finally:
+            self._saving = None
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
+
+    async def _load(self, request: LoadChunk) -> None:
+        data, done = await self._store.load_chunk(request.snapshot, request.offset, request.length)
+        self._run(self._core.chunk_loaded(request, data, done=done))
+
+    def _restore(self, effect: Restore) -> None:
+        if effect.snapshot.index > self.machine.index:
+            self.machine.restore(self._store.chunks())
+            self._restored()
+        self._saved_index = effect.snapshot.index
+        unknown, lost = self._proposals.restored(effect.snapshot)
+        for token in unknown:
+            _settle(token, UNKNOWN)
+        for token in lost:
+            _settle(token, LOST)
+
+
+def _settle(token: Token | None, outcome: Outcome) -> None:
+    if token is not None and not token.done():
+        token.set_result(outcome)
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, where the system has such a clock: leases depend on it."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
