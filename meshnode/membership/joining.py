@@ -24,6 +24,7 @@ from meshnode.config import split_address
 from meshnode.errors import ConfigError, JoinError, MeshError
 from meshnode.membership.datagrams import Carrier, SocketAddress, address_of
 from meshnode.membership.messages import (
+    DATAGRAM_BYTES,
     Alive,
     Holder,
     JoinAnswer,
@@ -39,7 +40,6 @@ _ANSWER_S = 0.6  # how long one request waits for its answer
 _RESEND_S = 0.2
 _ENTER_S = 5.0  # how long the state exchange with a seed may take before the next seed is tried
 _BACKOFF_S, _BACKOFF_MAX_S = 0.1, 2.0
-_PADDED = 1150
 
 
 class Refused(Exception):
@@ -161,7 +161,9 @@ class Joining:
         loop = asyncio.get_running_loop()
         request = JoinRequest(os.urandom(16), self.node_id, self.name, self.mesh_id or "")
         bare = len(self.seal(request))
-        request = JoinRequest(request.nonce, self.node_id, self.name, request.mesh_id, bytes(max(0, _PADDED - bare)))
+        request = JoinRequest(
+            request.nonce, self.node_id, self.name, request.mesh_id, bytes(max(0, DATAGRAM_BYTES - 2 - bare))
+        )
         datagram = self.seal(request)
         answer = self._waiting[request.nonce] = loop.create_future()
         until = min(deadline, loop.time() + _ANSWER_S)

@@ -141,11 +141,11 @@ class Prober:
 
     def on_request(self, request: PingRequest, source: str) -> None:
         """Ping a member for somebody else."""
-        if len(self._relays) >= _RELAYS_MAX or request.target == self._beliefs.me.record.node_id:
-            return
         target = self._beliefs.table.get(request.target)
-        told = (target.claim,) if target is not None and target.claim and self._settings.buddies else ()
-        sequence = self._send_ping(request.address, request.target, told)
+        # Only to an address we know: nobody shall make us send to a third party.
+        if len(self._relays) >= _RELAYS_MAX or target is None or target.position < 0:
+            return
+        sequence = self._ping(target)
         self._relays[sequence] = _Relay(request.target, source, request.sequence)
         self._timers.after(self._settings.probe_timeout_ticks * 4 // 5, self._nack, sequence)
         self._timers.after(self._settings.probe_interval_ticks, self._relays.pop, sequence, None)

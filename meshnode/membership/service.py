@@ -77,8 +77,9 @@ class Membership:
     bound: a bound socket (`datagrams.open_socket`), closed by `close`; a TCP one for networks that block UDP.
     record: what this node says of itself. mesh_id: the mesh it was in before, if any. introduce(member): a peer can
     be reached at these addresses from now on; forget(member): it is gone. changed(change): every change, this node's
-    own first appearance too. fail(error): membership can't go on; the node should stop. peers_file: where known peers
-    are kept for a restart. Raises TooLarge if the record is above the caps.
+    own first appearance too; forgotten(node_id): gone for so long that it is not listed any more. fail(error):
+    membership can't go on; the node should stop. peers_file: where known peers are kept for a restart. Raises TooLarge
+    if the record is above the caps.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Membership:
         introduce: Callable[[Member], None],
         forget: Callable[[Member], None],
         changed: Callable[[MemberChange], None] = lambda _: None,
+        forgotten: Callable[[str], None] = lambda _: None,
         fail: Callable[[Exception], None] = lambda _: None,
         mesh_id: str | None = None,
         settings: Settings = LAN,
@@ -105,6 +107,7 @@ class Membership:
         self._introduce = introduce
         self._forget = forget
         self._changed = changed
+        self._forgotten = forgotten
         self._fail = fail
         self._envelope = envelope or Plain()
         self._swim = Swim(record, settings, rng or random.Random(), authority)
@@ -303,6 +306,7 @@ class Membership:
                 self._publish(effect.change)
             case Forgotten():
                 self._part(effect.node_id)
+                self._forgotten(effect.node_id)
                 self._round_trips.pop(effect.node_id, None)
             case Duplicated():
                 self._stop_as_duplicate(effect.holder)
@@ -416,7 +420,10 @@ class Membership:
     def _answer_join(self, request: JoinRequest, source: str, length: int) -> None:
         if self._joining is not None and self._joining.is_own(request):
             return
-        datagram = self._seal_join(answer_join(request, self._swim, self.mesh_id if self._joined else None))
+        answer = answer_join(request, self._swim, self.mesh_id if self._joined else None)
+        datagram = self._seal_join(answer)
+        if isinstance(answer, JoinAnswer) and len(datagram) > length:
+            datagram = self._seal_join(msgspec.structs.replace(answer, holder=None))
         if len(datagram) > length:
             self._carrier.counters["dropped_unpadded_join"] += 1
             return

@@ -92,6 +92,7 @@ from meshnode.membership.timers import Timers
 from meshnode.mesh import Member
 
 _GOSSIP_ROOM = DATAGRAM_BYTES - SEAL_BYTES - 80  # a Gossip's own fields are short
+_PING_BYTES = 90  # one without updates
 _REAP_TICKS = 600
 
 
@@ -317,7 +318,12 @@ class Swim:
         sender = beliefs.table.get(ping.source)
         if sender is not None and sender.claim and sender is not me and self.settings.buddies:
             first.append(sender.claim)
-        updates = beliefs.broadcasts.take(ROOM, beliefs.retransmissions, *first)
+        if sender is not None and sender.record.address == source:
+            updates = beliefs.broadcasts.take(ROOM, beliefs.retransmissions, *first)
+        else:
+            # Perhaps a forged source: the answer must not be a much larger one (RFC 9000 §8.1 allows three times).
+            room = 3 * (_PING_BYTES + sum(map(len, ping.updates)))
+            updates = [update for update in first if (room := room - len(update)) >= 0]
         ack = Ack(ping.sequence, me.record.node_id, me.record.started, me.load, updates)
         self._out.append(Send(source, ack, ping.source))
 

@@ -161,7 +161,7 @@ async def test_a_node_whose_coordination_channel_is_blocked_is_told_so_at_the_jo
         seed = await mesh.start("a")
         mesh.tcp_blocked = True
         with pytest.raises(JoinError, match="does not answer"):
-            await mesh.start("b", seed, timeout_s=0.5)
+            await mesh.start("b", seed, timeout_s=1.5)
 
 
 async def test_ipv6_nodes_find_each_other() -> None:

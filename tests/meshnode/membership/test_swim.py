@@ -92,8 +92,10 @@ def test_a_suspicion_of_oneself_is_refuted_by_a_higher_incarnation_and_at_once()
 
 def test_stale_suspicion_does_not_raise_incarnation() -> None:
     swim = knowing(A)
-    hear(swim, Suspect(ME.node_id, ME.incarnation - 1, A.node_id))
-    assert swim.me.incarnation == ME.incarnation
+    hear(swim, Suspect(ME.node_id, ME.incarnation + 5, A.node_id))
+    before = swim.me.incarnation
+    assert not changes(hear(swim, Suspect(ME.node_id, ME.incarnation + 1, A.node_id)))
+    assert swim.me.incarnation == before
 
 
 def test_a_stale_suspicion_is_answered_with_the_present_incarnation() -> None:
@@ -146,6 +148,12 @@ def test_a_probe_without_even_a_nack_makes_a_node_doubt_itself() -> None:
     assert swim.health.score > 0
 
 
+def test_having_to_refute_makes_a_node_doubt_itself() -> None:
+    swim = knowing(A)
+    hear(swim, Suspect(ME.node_id, ME.incarnation, A.node_id))
+    assert swim.health.score == 1
+
+
 def test_an_answered_probe_restores_confidence() -> None:
     swim = knowing(A)
     swim.health.worse(3)
@@ -181,6 +189,21 @@ def test_a_ping_for_others_is_relayed_and_its_answer_brought_back() -> None:
     (ping,) = sent(swim.step(request, A.address), Ping)
     (back,) = sent(answered(swim, ping), Ack)
     assert (back.address, back.message.sequence, back.message.source) == (A.address, 77, B.node_id)  # type: ignore[union-attr]  # it is an Ack
+
+
+def test_a_ping_request_for_somebody_unknown_sends_nothing_to_the_address_it_names() -> None:
+    swim = knowing(A)
+    assert not swim.step(PingRequest(77, "unknown", "victim:53", A.node_id), A.address)
+
+
+def test_an_unproven_source_gets_no_large_answer() -> None:
+    swim = knowing(A)
+    hear(swim, *(Alive(make_record(f"m{at}")) for at in range(20)))
+    ping = Ping(1, ME.node_id, A.node_id, (0, 0, 0))
+    (proven,) = sent(swim.step(ping, A.address), Ack)
+    (forged,) = sent(swim.step(ping, "victim:53"), Ack)
+    assert len(encode(proven.message)) > 1000
+    assert len(encode(forged.message)) <= 3 * len(encode(ping))
 
 
 def test_a_relayed_ping_without_answer_is_nacked() -> None:
