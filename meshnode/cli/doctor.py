@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 import click
 
 from meshnode.cli.options import json_option, node_option
-from meshnode.config import join_address, split_address
 
 PROBE_TIMEOUT_S = 2.0
 CHANNELS = ("inference", "coordination", "telemetry", "real_time")
@@ -33,6 +32,7 @@ class Check:
 def doctor(seeds: tuple[str, ...], node: str | None, as_json: bool) -> None:
     """Check names, ports and reachability; exit 1 if something is wrong."""
     from meshnode.cli.output import print_json, print_table
+    from meshnode.config import split_address
 
     for address in seeds:
         split_address(address)
@@ -94,6 +94,8 @@ def _node(wanted: str | None) -> Iterator[Check]:
 
 def _elsewhere(address: str, name: str = "") -> Iterator[Check]:
     """Everything a joiner needs of a node: its name, its gossip, and the channels it answers to have."""
+    from meshnode.config import join_address, split_address
+
     host, port = split_address(address)
     title = name or address
     found = _resolve(host)

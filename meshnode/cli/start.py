@@ -120,13 +120,16 @@ async def _run(node: Node, told: asyncio.Event) -> None:
 
 
 async def _first_of(*work: Any) -> None:
+    """Wait for one to end and raise what it raised; the others are cancelled, but for tasks that were tasks before."""
     import asyncio
 
     tasks = [asyncio.ensure_future(one) for one in work]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task, given in zip(tasks, work, strict=True):
         if task is not given:
             task.cancel()
+    for task in done:
+        task.result()
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from meshnode.errors import InvalidInput, MeshError, TooLarge
 from meshnode.observe.answers import status_of, to_json
 from meshnode.observe.served import Served
-from meshnode.storage import default_url
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 QUEUED_CHUNKS = 4
@@ -75,7 +74,7 @@ class EvaluateEndpoint:
     async def _evaluate(self, body: _Body, reply: _Reply) -> tuple[int, dict[str, Any]]:
         try:
             options = _decode_options(await anext(body.lines(), b""))
-            given = {"run": options.run, "total": options.total, "runs": default_url() if options.keep else None}
+            given = {"run": options.run, "total": options.total, "runs": _store() if options.keep else None}
             result = await self._node.evaluate(
                 options.program,
                 _examples(body),
@@ -172,6 +171,13 @@ class _Reply:
                     {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]}
                 )
             await self._send({"type": "http.response.body", "body": to_json(value) + b"\n", "more_body": more})
+
+
+def _store() -> str:
+    # Imported when first asked for: an idle node should stay small.
+    from meshnode.storage import default_url
+
+    return default_url()
 
 
 def _decode_options(line: bytes) -> Options:

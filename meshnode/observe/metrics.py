@@ -67,9 +67,12 @@ def _workers(counts: Mapping[str, Any]) -> Iterator[Metric]:
     raised = counts.get("raised", 0)
     tasks.add_metric(["ok"], counts.get("done", 0) - raised)
     tasks.add_metric(["raised"], raised)
-    for status in ("timed_out", "cancelled", "refused", "declined", "given_up"):
+    for status in ("timed_out", "cancelled", "refused", "declined"):
         tasks.add_metric([status], counts.get(status, 0))
+    tasks.add_metric(["given_up"], counts.get("tasks_given_up", 0))
     yield tasks
+    # A worker that crashed too often in a row is not started again: what an alert should look at.
+    yield GaugeMetricFamily("meshnode_worker_given_up", "Workers not started again.", value=len(counts["given_up"]))
 
 
 def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:

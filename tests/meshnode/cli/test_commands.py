@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,23 @@ async def test_help_lists_every_command(meshnode: CommandLine) -> None:
     for command in ("start", "leave", "members", "status", "health", "doctor", "config", "call", "programs", "eval"):
         assert f"\n  {command} " in outcome.out
     assert (await meshnode.run()).code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["members", "--json"]])
+async def test_small_commands_load_nothing_heavy(meshnode: CommandLine, node: StandIn, arguments: list[str]) -> None:
+    code = (
+        "import sys; import meshnode.cli\n"
+        "try: meshnode.cli.main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, *arguments),
+        env=meshnode.environment,
+        cwd=meshnode.directory,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    heavy = {"pydantic", "asyncio", "zmq", "structlog", "httpx", "starlette", "rich", "cryptography", "sqlalchemy"}
+    assert "meshnode.cli.commands" in err.decode().split()
+    assert not heavy & set(err.decode().split())

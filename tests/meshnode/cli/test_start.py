@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from meshnode.cli import start as start_command
+from meshnode.config import Config
+from meshnode.errors import MeshError
 from meshnode.local_nodes import is_running, running
 from tests.meshnode.cli.command import CommandLine
 
@@ -149,6 +152,22 @@ async def test_an_unreachable_seed_is_retried_told_and_given_up(meshnode: Comman
     assert last.startswith("error: ")
     assert seed in last
     assert [json.loads(line)["seeds"] for line in log if "trying on" in line] == [seed]
+
+
+async def test_a_node_that_can_not_go_on_ends_with_its_error(meshnode: CommandLine) -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.config = Config()
+            self.token = "t"
+            self.ready = {"name": "a", "node_id": "aa", "pid": os.getpid(), "gossip": "g:1", "http": None}
+
+        async def wait_left(self) -> None:
+            raise MeshError("another process runs with this node's identity")
+
+    node: Any = Failing()
+    with pytest.raises(MeshError, match="this node's identity"):
+        await start_command._run(node, asyncio.Event())
+    assert not list((meshnode.directory / "run" / "nodes").iterdir())
 
 
 async def test_a_signal_ends_a_node_that_is_still_joining(meshnode: CommandLine) -> None:

@@ -168,6 +168,17 @@ async def test_metrics_are_what_the_node_counts(client: httpx.AsyncClient) -> No
     assert not any(line.startswith("meshnode_raft") for line in lines)
 
 
+async def test_metrics_tell_the_workers_apart_from_their_tasks(node: StandIn, client: httpx.AsyncClient) -> None:
+    counts = {"done": 5, "raised": 2, "tasks_given_up": 1, "restarts": 4, "given_up": ["worker-1"]}
+    node.components["workers"] = {"status": "degraded", **counts}
+    lines = (await client.get("/metrics")).text.splitlines()
+    assert 'meshnode_worker_tasks_total{status="ok"} 3.0' in lines
+    assert 'meshnode_worker_tasks_total{status="raised"} 2.0' in lines
+    assert 'meshnode_worker_tasks_total{status="given_up"} 1.0' in lines
+    assert "meshnode_worker_restarts_total 4.0" in lines
+    assert "meshnode_worker_given_up 1.0" in lines
+
+
 async def test_a_call_reaches_the_named_peer_or_this_node(node: StandIn, client: httpx.AsyncClient) -> None:
     body = {"method": "echo", "args": {"x": [1, None]}, "to": "node-b", "timeout_s": 2.5}
     response = await client.post("/call", json=body, headers=BEARER)
