@@ -13,8 +13,8 @@ from meshnode.workers.protocol import Run, RunTool, TaskResult
 class Limits:
     """queue: how many tasks may wait; None: as many as there are slots, at least 8. Times are seconds.
 
-    memory_limit_bytes: resident memory of one worker process; None: no limit. liveness_s: how long a worker may be
-    silent without computing. start_timeout_s: how long loading the app may take.
+    memory_limit_bytes: resident memory of one worker process, without what it forked; None: no limit.
+    liveness_s: how long a worker may be silent without computing. start_timeout_s: how long loading the app may take.
     """
 
     queue: int | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from channels.errors import Fault
 from meshnode.app import App
-from meshnode.errors import Closed, MeshError, Overloaded, WorkerCrashed, from_fault
+from meshnode.errors import Closed, InvalidInput, MeshError, Overloaded, WorkerCrashed, from_fault
 from meshnode.values import pack, unpack
 from meshnode.workers.assignment import Assignment
 from meshnode.workers.hosts import Host, ThreadHost
@@ -39,6 +39,7 @@ from meshnode.workers.tool_calls import OnToolCall, ToolCalls
 
 OVERDUE_S = 2.0  # past its time, before a worker that does not speak is held to be the reason
 MAX_TOOL_CALLS = 256
+MAX_TIMEOUT_S = 7 * 86400.0
 _COUNTED = "done raised timed_out declined cancelled refused crashes retried tasks_given_up reloads"
 
 
@@ -154,6 +155,8 @@ class WorkerPool:
         (its builder failed), InvalidInput, Closed. Cancelling it cancels a coroutine; a thread's outcome is dropped.
         """
         self._check_serving()
+        if not 0 < task.timeout_s <= MAX_TIMEOUT_S:  # also refuses nan
+            raise InvalidInput(f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:g} s, not {task.timeout_s}")
         if self._assignment.queued >= self._queue_limit:
             wait_s = self._waiting_time()
             raise self._refusal(f"{self._assignment.queued} tasks wait for a worker already", wait_s)

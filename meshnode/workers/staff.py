@@ -241,8 +241,9 @@ class Staff:
             return f"used {used} MiB of memory, the limit is {most} MiB"
         if silent_s < limits.liveness_s / 2:
             return ""
-        if vitals.cpu_ticks != member.cpu_ticks:
-            # It computes, in C code that keeps the interpreter: busy, and bounded by its task's time.
+        if vitals.cpu_ticks != member.cpu_ticks or vitals.state in "RD":
+            # It computes, in C code that keeps the interpreter, or waits for a core or a disk: not hung, and bounded by
+            # its task's time.
             member.cpu_ticks = vitals.cpu_ticks
             member.heard_at = max(member.heard_at, now - limits.liveness_s / 2)
             return ""

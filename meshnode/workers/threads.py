@@ -6,6 +6,7 @@ inside C code (a socket, a lock, `time.sleep`) only sees it when that returns; w
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -39,6 +40,7 @@ class Threads:
         self._name = name
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._made = 0
         self._pending = 0  # jobs submitted and not over; invariant: made >= min(pending, limit)
 
@@ -77,6 +79,8 @@ class Threads:
                     with self._lock:
                         job.thread = thread
                     job.work()
+                    if os.getpid() != self._pid:
+                        os._exit(0)  # user code forked, and this is the child coming back: it has no loop to answer to
                 finally:
                     self._end(job, thread)
             except Interrupted:  # it came late, after the work or while we were ending it

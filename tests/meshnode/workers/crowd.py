@@ -165,6 +165,9 @@ def misbehave() -> Any:
                     time.sleep(600)
                 Path(path).write_text(str(child))
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "fork_and_return":
+                if os.fork() == 0:
+                    Path(path).write_text(str(os.getpid()))
             case "spawn":
                 spawned = subprocess.Popen(["sleep", "600"])
                 Path(path).write_text(f"{spawned.pid} {os.getpid()}")

@@ -15,11 +15,15 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 
 from meshnode.app import App, load_app
 from meshnode.errors import AppError, MeshTimeout, WorkerCrashed
+from meshnode.values import unpack
 from meshnode.workers.hosts import ThreadHost
 from meshnode.workers.pool import Limits, WorkerPool
+from meshnode.workers.process_host import ProcessHost
+from meshnode.workers.protocol import Hello, Stuck, encode
 from tests.meshnode.workers.conftest import answer, task, until
 from tests.meshnode.workers.crowd import app
 
@@ -146,6 +150,27 @@ async def test_what_a_worker_has_forked_dies_with_it(processes: WorkerPool, tmp_
         os.kill(parent[0], signal.SIGKILL)
     await until(lambda: not is_alive(child))
     running.cancel()
+
+
+async def test_a_forked_copy_of_a_run_answers_nobody_and_ends(processes: WorkerPool, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    result = unpack((await processes.run(task("misbehave", how="fork_and_return", path=str(path)))).prediction)
+    child = int(await until(lambda: is_written(path)))
+    await until(lambda: not is_alive(child))
+    assert result["pid"] in pids(processes)
+    assert processes.statistics()["done"] == 1
+
+
+async def test_garbage_on_the_workers_socket_is_dropped(processes: WorkerPool) -> None:
+    host = processes._host
+    assert isinstance(host, ProcessHost)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 1000)
+        stranger.connect(host._endpoint)
+        for frames in ([b""], [b"\xc1"], [b"\x91\x01"], [b"a", b"b"], [encode([Hello(1)])], [encode([Stuck(1)])]):
+            stranger.send_multipart(frames)
+    assert answer(await processes.run(task("echo", text="x"))) == "x"
+    assert len(processes.statistics()["workers"]) == 2
 
 
 async def test_workers_and_what_they_forked_die_with_a_killed_node(tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ async def test_what_can_not_be_run_is_declined(pool: WorkerPool) -> None:
         await pool.run(task("broken_builder"))
     with pytest.raises(InvalidInput, match="its inputs are a mapping by name, not a list"):
         await pool.run(Task(program="echo", inputs=pack([1])))
+    for timeout_s in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidInput, match="timeout_s must be above 0 and at most"):
+            await pool.run(task("echo", timeout_s=timeout_s, text="x"))
     with pytest.raises(InvalidInput, match="not a packed value"):
         await pool.run(Task(program="echo", inputs=b"\xc1"))
     with pytest.raises(UnknownMethod, match="no metric 'nope'"):
