@@ -17,6 +17,7 @@ from channels.errors import Fault
 from channels.peers import Peer
 from channels.spec import ChannelSpec
 from channels.statistics import Drops
+from channels.wire import Bytes
 
 #: Transfers that one peer may have begun and not finished here.
 MAX_TRANSFERS = 256
@@ -44,7 +45,7 @@ class Lane:
         self.waiting: deque[Outgoing] = deque()
         self.waiting_bytes = 0
         self.under_way = 0
-        self.incoming: dict[int, list[bytes]] = {}
+        self.incoming: dict[int, list[Bytes]] = {}
         self.incoming_bytes = 0
         self.refused: deque[int] = deque(maxlen=MAX_TRANSFERS)
 
@@ -105,7 +106,7 @@ class Chunks:
             else:
                 lane.waiting.rotate(-1)
 
-    def on_chunk(self, peer: Peer, chunk: Chunk, body: bytes | None) -> None:
+    def on_chunk(self, peer: Peer, chunk: Chunk, body: Bytes | None) -> None:
         """Take a chunk, or refuse its transfer."""
         lane = self._lane(peer)
         if chunk.transfer in lane.refused:
@@ -126,7 +127,7 @@ class Chunks:
             lane.incoming_bytes += len(body)
             self._post(peer, ChunkAck(chunk.transfer, chunk.index), 0)
 
-    def _check(self, lane: Lane, pieces: list[bytes] | None, chunk: Chunk, body: bytes | None) -> Fault | None:
+    def _check(self, lane: Lane, pieces: list[Bytes] | None, chunk: Chunk, body: Bytes | None) -> Fault | None:
         if chunk.size > self._spec.body_bytes:
             return Fault("too_large", f"a body of {chunk.size} bytes exceeds the limit of {self._spec.body_bytes}")
         if body is None or len(body) > self._spec.chunk_bytes:

@@ -12,8 +12,9 @@ import msgspec
 
 from channels.envelope import VERSION, Packet
 from channels.errors import Malformed
+from channels.wire import Bytes
 
-Decode: TypeAlias = Callable[[bytes], Packet]
+Decode: TypeAlias = Callable[[Bytes], Packet]
 
 
 class Codec(Protocol):
@@ -23,7 +24,7 @@ class Codec(Protocol):
         """One frame."""
         ...
 
-    def decode(self, frame: bytes) -> Packet:
+    def decode(self, frame: Bytes) -> Packet:
         """The packet; raises Malformed, naming what is wrong, for anything else than a valid one of our version."""
         ...
 
@@ -48,10 +49,10 @@ class JsonCodec:
         )
 
 
-def _checked(decode: Decode, split: Callable[[bytes], list[msgspec.Raw]], library: Any) -> Decode:
+def _checked(decode: Decode, split: Callable[[Bytes], list[msgspec.Raw]], library: Any) -> Decode:
     """Decode, or say what is wrong; another version is told apart from garbage by the packet's first field."""
 
-    def checked(frame: bytes) -> Packet:
+    def checked(frame: Bytes) -> Packet:
         try:
             packet = decode(frame)
             version = packet.version

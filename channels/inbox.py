@@ -33,7 +33,7 @@ from channels.envelope import (
 from channels.errors import Fault, Malformed
 from channels.peers import Peer
 from channels.transport import Handler, Incoming
-from channels.wire import Path
+from channels.wire import Bytes, Path
 
 if TYPE_CHECKING:
     from channels.router import Router
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class Inbox:
     """Takes what comes in for one channel."""
 
-    def __init__(self, router: Router, handler: Handler, decode: Callable[[bytes], Packet]) -> None:
+    def __init__(self, router: Router, handler: Handler, decode: Callable[[Bytes], Packet]) -> None:
         self._router = router
         self._handler = handler
         self._decode = decode
@@ -65,12 +65,13 @@ class Inbox:
             Goodbye: self._on_goodbye,
             Reliable: self._on_reliable,
         }
-        self._body: bytes | None = None
+        self._body: Bytes | None = None
         self._now = 0.0
 
-    def on_packet(self, path: Path, frame: bytes, body: bytes | None) -> None:
+    def on_packet(self, path: Path, frame: Bytes, body: Bytes | None) -> None:
         """Decode a packet and deliver what it holds."""
         router, peer = self._router, path.owner
+        router.outbox.waits = True  # for on_drained, which sends the answers to all packets of this wake-up
         now = time.monotonic()
         traffic = peer.traffic
         traffic.packets_received += 1
@@ -89,11 +90,14 @@ class Inbox:
         lag = now - packet.sent_at
         if lag < peer.lag:
             peer.lag = lag
-        self.dispatch(peer, messages, body)
+        try:
+            self.dispatch(peer, messages, body)
+        except Exception:
+            self._drops.count("failed")  # ours to mend, but no reason to stop taking packets
         if peer.delivery is not None and router.delivery is not None:
             router.delivery.acknowledge(peer)
 
-    def dispatch(self, peer: Peer, messages: list[Any], body: bytes | None = None) -> None:
+    def dispatch(self, peer: Peer, messages: list[Any], body: Bytes | None = None) -> None:
         """Deliver messages in order."""
         now = self._now = time.monotonic()
         self._body = body
@@ -121,8 +125,8 @@ class Inbox:
                     self._drops.count("expired")
                     continue
                 try:
-                    body, stream = message.args, message.stream
-                    reply = handler(Incoming(name, peer.id, message.command, body, deadline, stream, message.context))
+                    args, stream = message.args, message.stream
+                    reply = handler(Incoming(name, peer.id, message.command, args, deadline, stream, message.context))
                     if type(reply) is bytes and not stream and len(reply) <= self._router.whole_below:
                         if self._router.delivery is None:
                             peer.outbox.append(Response(message.id, True, reply))

@@ -51,6 +51,9 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._dirty: list[Peer] = []
         self._flushing = False
+        self._lonely = False
+        self._count = 0  # of messages sent in this tick
+        self.waits = False  # packets are being handed over; on_drained will flush
         self.peers: Peers  # set by the channel, which makes both
         self.closed = False
         self.blocked: set[Peer] = set()  # whose path took nothing more at the last attempt
@@ -69,21 +72,28 @@ class Outbox:
 
     def mark(self, peer: Peer) -> None:
         """This peer has something to send in this tick."""
-        peer.dirty = True
-        self._dirty.append(peer)
         if not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self.flush)
+            self._count = 0
+            if not self.waits:
+                self._loop.call_soon(self.flush)
+                if self._lonely:
+                    # The last tick had one message: don't let this one wait for company that mostly doesn't come.
+                    self.send(peer)
+                    return
+        peer.dirty = True
+        self._dirty.append(peer)
 
     def flush(self) -> None:
         """Send what this tick brought together."""
-        self._flushing = False
-        if not self._dirty or self.closed:
+        if self.waits or not self._flushing or self.closed:
             return
+        self._flushing = False
         dirty, self._dirty = self._dirty, []
         for peer in dirty:
             peer.dirty = False
             self.send(peer)
+        self._lonely = self._count <= 1
         self._wire.flushed()
 
     def send(self, peer: Peer) -> None:
@@ -112,6 +122,7 @@ class Outbox:
             if sent == "sent":
                 traffic = peer.traffic
                 traffic.sent += len(some)
+                self._count += len(some)
                 traffic.packets_sent += 1
                 traffic.bytes_sent += len(frame)
                 if whole:

@@ -27,7 +27,7 @@ from channels.streams import CREDIT, Stream
 from channels.sweep import Sweep
 from channels.topics import Topics
 from channels.transport import ChannelName, Handler, MakeError, Subscriber
-from channels.wire import Path, Wire
+from channels.wire import Bytes, Path, Wire
 
 #: No request is served longer, whatever deadline it claims.
 LONGEST_S = 86400.0
@@ -301,12 +301,13 @@ class Router:
         """The wire has lost a path."""
         self.peers.on_down(path, time.monotonic(), why)
 
-    def on_packet(self, path: Path, frame: bytes, body: bytes | None) -> None:
+    def on_packet(self, path: Path, frame: Bytes, body: Bytes | None) -> None:
         """A packet came in."""
         self._inbox.on_packet(path, frame, body)
 
     def on_drained(self) -> None:
         """Answers to what just came in leave at once, not a tick later."""
+        self.outbox.waits = False
         self.outbox.flush()
 
     def on_writable(self) -> None:

@@ -12,11 +12,14 @@ import asyncio
 from collections.abc import Callable
 
 import zmq
-from zmq.backend import zmq_poll
+from zmq.backend import Socket, zmq_poll
 
 SAFETY_S = 0.5
+_NOBLOCK = int(zmq.NOBLOCK)
 # Asking costs a third of an `Again` that is raised, so it pays for the first packets of a wake-up; most have one.
 ASK_FIRST = 2
+# pyzmq's socket without the conveniences of its outer class, which cost more than the call itself.
+receive = Socket.recv
 
 
 class LoopSocket:
@@ -37,6 +40,7 @@ class LoopSocket:
         self._drained = drained
         self._budget = budget
         self._again = False
+        self._fruitful = False
         self._closed = False
         # zmq_poll reads the events as getsockopt(EVENTS) does, at a third of what that costs in pyzmq.
         self._items = [(socket, zmq.POLLIN)]
@@ -65,14 +69,17 @@ class LoopSocket:
         self._again = False
         if self._closed:
             return
-        receive, take = self.socket.recv, self._take
+        socket, take = self.socket, self._take
         for n in range(self._budget):
-            if n < ASK_FIRST and not zmq_poll(self._items, 0):
+            # A wake-up after one that brought something mostly brings something, too: then not even that is asked.
+            if (n < ASK_FIRST and not (n == 0 and self._fruitful)) and not zmq_poll(self._items, 0):
+                self._fruitful = n > 0
                 self._drained()
                 return
             try:
-                first = receive(zmq.NOBLOCK)
+                first: bytes = receive(socket, _NOBLOCK)
             except zmq.Again:
+                self._fruitful = n > 0
                 break
             take(first)
             if self._has_closed():  # `take` may have

@@ -78,6 +78,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: silence after which a link is probed; three of them unanswered and it is down.
     retry_s, retry_max_s: first and longest pause before an unacknowledged message is sent again.
     refresh_s: how often subscriptions are told again, so that a restarted publisher learns of them.
+    housekeeping_s: how often idle links and subscriptions are looked at.
     """
 
     connect_s: float = 3.0
@@ -86,6 +87,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     retry_s: float = 0.2
     retry_max_s: float = 2.0
     refresh_s: float = 2.0
+    housekeeping_s: float = 1.0
 
 
 INFERENCE = ChannelSpec(name="inference", port_offset=1, loss_rule="refuse", body_bytes=64 * MIB, chunk_from=256 * KIB)

@@ -1,7 +1,8 @@
 """Time on one channel: one coarse timer instead of one per call.
 
 While something waits, a sweep every `SWEEP_S` finds what is past its deadline, was cancelled, or is due to be tried
-again; with nothing waiting there is no timer. Housekeeping once a second closes idle links and tells subscriptions.
+again; with nothing waiting there is no timer. Housekeeping once a second
+closes idle links and tells subscriptions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from channels.router import Router
 
 SWEEP_S = 0.025
-HOUSEKEEPING_S = 1.0
 #: How much faster than ours a peer's clock may run before its deadlines look late.
 DRIFT_PER_S = 1e-4
 
@@ -30,7 +30,7 @@ class Sweep:
         self._router = router
         self._loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
-        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        self._housekeeping = self._loop.call_later(router.timing.housekeeping_s, self._keep_house)
 
     def arm(self) -> None:
         """Something waits: look at it soon."""
@@ -79,12 +79,12 @@ class Sweep:
             router.post(peer, Cancel(call_id), 0)
 
     def _keep_house(self) -> None:
-        self._housekeeping = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         router, now = self._router, time.monotonic()
+        self._housekeeping = self._loop.call_later(router.timing.housekeeping_s, self._keep_house)
         router.peers.close_idle(now)
         for peer in router.peers:
             if peer is not router.me:
-                peer.lag += DRIFT_PER_S * HOUSEKEEPING_S
+                peer.lag += DRIFT_PER_S * router.timing.housekeeping_s
                 if peer.granted < router.spec.in_flight and len(router.service.works) < router.limits.serving // 4:
                     peer.granted = router.spec.in_flight
                     router.push(peer, Window(peer.granted), 0)

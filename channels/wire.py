@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, TypeAlias
 
 #: sent: the wire has it.   full: this path takes nothing now, `on_writable` will tell.   gone: the path is down.
+Bytes: TypeAlias = bytes | memoryview
 Sent: TypeAlias = Literal["sent", "full", "gone"]
 
 
@@ -35,7 +36,7 @@ class Path:
 class Receiver(Protocol):
     """What a wire tells its channel. All calls come on the event loop."""
 
-    def on_packet(self, path: Path, frame: bytes, body: bytes | None) -> None:
+    def on_packet(self, path: Path, frame: Bytes, body: Bytes | None) -> None:
         """A packet arrived, with or without a second frame."""
         ...
 
@@ -69,7 +70,7 @@ class Wire(Protocol):
         """Begin to open a path; `on_up` tells when it is ready."""
         ...
 
-    def send(self, path: Path, frame: bytes, body: bytes | memoryview | None = None) -> Sent:
+    def send(self, path: Path, frame: bytes, body: Bytes | None = None) -> Sent:
         """Hand over one packet; never blocks."""
         ...
 

@@ -23,15 +23,19 @@ from typing import Any
 
 import msgspec
 import zmq
+from zmq.backend import Socket
 
 from channels.envelope import VERSION
 from channels.errors import AddressInUse, ChannelError
 from channels.security import Guard, Security
-from channels.socket import LoopSocket
+from channels.socket import LoopSocket, receive
 from channels.spec import ChannelSpec, Limits, Timing
 from channels.wire import Path, Receiver, Sent
 
 CLOSE_LINGER_MS = 200
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+send = Socket.send  # as `channels.socket.receive`
 _EVENT = struct.Struct("=hi")
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -77,6 +81,8 @@ class ZmqWire:
         self._outbound: dict[bytes, Path] = {}
         self._by_address: dict[str, Path] = {}
         self._count = 0
+        self._sent_out = False
+        self._sent_in = False
         self._loops: list[LoopSocket] = []
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[zmq.Socket[bytes]] = []
@@ -176,14 +182,17 @@ class ZmqWire:
 
     def send(self, path: Path, frame: bytes, body: bytes | memoryview | None = None) -> Sent:
         """Hand one packet to ZeroMQ."""
-        socket = self._connecting if path.outbound else self._bound
+        if path.outbound:
+            socket, self._sent_out = self._connecting, True
+        else:
+            socket, self._sent_in = self._bound, True
         try:
-            socket.send(path.link, zmq.SNDMORE | zmq.NOBLOCK)
+            send(socket, path.link, _MORE)
         except zmq.Again:
-            # Reading EVENTS makes ZeroMQ look whether the peer has taken something in the meantime.
+            # Reading the events makes ZeroMQ look whether the peer has taken something in the meantime.
             socket.getsockopt(zmq.EVENTS)
             try:
-                socket.send(path.link, zmq.SNDMORE | zmq.NOBLOCK)
+                send(socket, path.link, _MORE)
             except zmq.Again:
                 return "full"
             except zmq.ZMQError:
@@ -191,16 +200,20 @@ class ZmqWire:
         except zmq.ZMQError:
             return "gone"
         if body is None:
-            socket.send(frame, zmq.NOBLOCK)
+            send(socket, frame, _NOBLOCK)
         else:
-            socket.send(frame, zmq.SNDMORE | zmq.NOBLOCK)
-            socket.send(body, zmq.NOBLOCK)
+            send(socket, frame, _MORE)
+            send(socket, body, _NOBLOCK)
         return "sent"
 
     def flushed(self) -> None:
-        """Look again whether something arrived while we sent."""
-        self._connecting_loop.check()
-        self._bound_loop.check()
+        """Look again whether something arrived where we sent."""
+        if self._sent_out:
+            self._sent_out = False
+            self._connecting_loop.check()
+        if self._sent_in:
+            self._sent_in = False
+            self._bound_loop.check()
 
     def disconnect(self, path: Path) -> None:
         """Close a path; ZeroMQ drops what it had not sent."""
@@ -219,11 +232,11 @@ class ZmqWire:
 
     def _take_connecting(self, link: bytes) -> None:
         socket = self._connecting
-        frame = socket.recv(zmq.NOBLOCK)
-        body = self._body(socket) if socket.getsockopt(zmq.RCVMORE) else None
+        message: zmq.Frame = receive(socket, _NOBLOCK, False)
+        body = self._body(socket) if message.more else None
         path = self._outbound.get(link)
         if path is not None:
-            self.receiver.on_packet(path, frame, body)
+            self.receiver.on_packet(path, message.buffer, body)
 
     def _take_bound(self, link: bytes) -> None:
         socket = self._bound
@@ -231,20 +244,22 @@ class ZmqWire:
         if path is None:
             self._take_first(link)
             return
-        frame = socket.recv(zmq.NOBLOCK)
-        body = self._body(socket) if socket.getsockopt(zmq.RCVMORE) else None
-        self.receiver.on_packet(path, frame, body)
+        # As a message, for asking it whether there is more costs less than asking the socket.
+        message: zmq.Frame = receive(socket, _NOBLOCK, False)
+        body = self._body(socket) if message.more else None
+        self.receiver.on_packet(path, message.buffer, body)
 
-    def _body(self, socket: zmq.Socket[bytes]) -> bytes | None:
-        body = socket.recv(zmq.NOBLOCK)
-        frames = 2
-        while socket.getsockopt(zmq.RCVMORE):
-            socket.recv(zmq.NOBLOCK)
+    def _body(self, socket: zmq.Socket[bytes]) -> memoryview | None:
+        """The second frame, not copied; a packet with more frames than allowed has none."""
+        message: zmq.Frame = receive(socket, _NOBLOCK, False)
+        frames, more = 2, message.more
+        while more:
+            more = receive(socket, _NOBLOCK, False).more
             frames += 1
         if frames > self._limits.frames:
             self.receiver.on_garbage("frames")
             return None
-        return body
+        return message.buffer
 
     def _take_first(self, link: bytes) -> None:
         """The first packet of a connection made to us: find out whose it is, or close it."""
@@ -265,7 +280,7 @@ class ZmqWire:
         self._inbound[link] = self._by_source[source] = path
         self.receiver.on_up(path)
         if path.up:
-            self.receiver.on_packet(path, message.bytes, body)
+            self.receiver.on_packet(path, message.buffer, body)
 
     def _whose(self, link: bytes, message: zmq.Frame) -> tuple[str | None, str]:
         try:

@@ -16,7 +16,15 @@ from channels.transport import Handler, Incoming
 from channels.zeromq import open_channels
 
 #: Short times, so that tests of lost links take tenths of seconds.
-FAST = Timing(connect_s=1.0, idle_s=60.0, heartbeat_s=1.0, retry_s=0.05, retry_max_s=0.2, refresh_s=0.2)
+FAST = Timing(
+    connect_s=1.0,
+    idle_s=60.0,
+    heartbeat_s=1.0,
+    retry_s=0.05,
+    retry_max_s=0.2,
+    refresh_s=0.2,
+    housekeeping_s=0.05,
+)
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:

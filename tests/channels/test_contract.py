@@ -377,7 +377,8 @@ async def test_an_unknown_peer_is_unreachable(mesh: Mesh) -> None:
 
 
 async def test_a_peer_that_is_not_there_is_unreachable_in_a_while(mesh: Mesh) -> None:
-    a, b = await mesh.open("a"), await mesh.open("b")
+    timing = structs.replace(FAST, connect_s=0.3)
+    a, b = await mesh.open("a", timing=timing), await mesh.open("b")
     await b.close()
     started = time.monotonic()
     with pytest.raises(Unreachable, match="b is unreachable"):
