@@ -228,7 +228,8 @@ class LogUnderPowerLoss(RuleBasedStateMachine):
         assert self.log.next_index == self.now.next_index
 
     def teardown(self) -> None:
-        self.run(self.log.close)
+        if self.log._thread.is_alive():  # else a check failed between a crash and the next start
+            self.run(self.log.close)
         self.loop.close()
         self.lock_directory.cleanup()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import random
 import resource
 import shutil
 import signal
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from meshnode.runtime.wal_errors import DirectoryUnusable, LogDamaged, StorageFu
 from meshnode.runtime.wal_files import LogFiles
 from meshnode.runtime.wal_format import Batch, Entry, HardState
 from meshnode.runtime.wal_recovery import Recovered, recover, segment_path
-from tests.meshnode.runtime.simulated_disk import SimulatedDisk
+from tests.meshnode.runtime.simulated_disk import PowerLoss, SimulatedDisk
 
 OWNER = ("mesh", "node")
 
@@ -143,6 +145,36 @@ def test_entries_follow_after_a_torn_tail_was_cut(three: Three) -> None:
     write_batches(three.path.parent, batch(5, 5), disk=three.disk)
     assert indexes(reopen(three.path.parent, three.disk)) == [1, 2, 3, 4, 5]
     assert len(three.disk.read(three.path)) < three.ends[2] + 700  # and what was cut is not behind it
+
+
+def test_what_was_cut_is_off_the_disk_before_anything_is_written_there(three: Three) -> None:
+    three.disk.overwrite(three.path, three.whole[: three.ends[2] + 700])
+    directory, disk = three.path.parent, three.disk
+    LogFiles(disk, directory, OWNER, recover(disk, directory, OWNER), 1 << 20)
+    disk.crash(random.Random(1))
+    assert not disk.read(three.path)[three.ends[2] :].strip(b"\0")
+
+
+def test_power_lost_at_any_step_of_compaction_leaves_a_log_without_gaps() -> None:
+    for step in range(8):
+        for seed in range(8):
+            disk, directory = SimulatedDisk(), Path("/log")
+            write_batches(directory, *(batch(index, index) for index in range(1, 9)), segment_bytes=200, disk=disk)
+            assert len(disk.names(directory)) >= 4
+            files = LogFiles(disk, directory, OWNER, recover(disk, directory, OWNER), 200)
+            disk.fail = power_loss_from(step)
+            with contextlib.suppress(PowerLoss):
+                files.compact(7)
+            disk.crash(random.Random(seed))
+            disk.fail = lambda name: None
+            recovered = recover(disk, directory, OWNER)
+            assert indexes(recovered) == list(range(recovered.first_index, 9))
+            assert recovered.hard_state == HardState(8, "a")
+
+
+def power_loss_from(step: int) -> Callable[[str], OSError | None]:
+    steps = iter(range(1000))
+    return lambda name: PowerLoss() if next(steps) >= step else None
 
 
 def test_a_bad_frame_with_a_whole_one_in_a_later_segment_is_damage(tmp_path: Path) -> None:
