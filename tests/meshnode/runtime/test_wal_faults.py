@@ -159,9 +159,9 @@ def test_power_lost_at_any_step_of_compaction_leaves_a_log_without_gaps() -> Non
     for step in range(8):
         for seed in range(8):
             disk, directory = SimulatedDisk(), Path("/log")
-            write_batches(directory, *(batch(index, index) for index in range(1, 9)), segment_bytes=200, disk=disk)
+            write_batches(directory, *(batch(index, index) for index in range(1, 9)), segment_bytes=100, disk=disk)
             assert len(disk.names(directory)) >= 4
-            files = LogFiles(disk, directory, OWNER, recover(disk, directory, OWNER), 200)
+            files = LogFiles(disk, directory, OWNER, recover(disk, directory, OWNER), 100)
             disk.fail = power_loss_from(step)
             with contextlib.suppress(PowerLoss):
                 files.compact(7)
