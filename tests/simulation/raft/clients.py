@@ -43,9 +43,9 @@ class Client:
         self.sequence += 1
         value = f"{self.name}.{self.sequence}"
         action: tuple[Any, ...] = ("read",)
-        if dice < 0.4:
+        if dice < self.world.write_share / 2:
             action = ("write", value)
-        elif dice < 0.6:
+        elif dice < self.world.write_share:
             action = ("cas", self.rng.choice(self.world.written[key]), value)
         if action[0] != "read":
             self.world.written[key].append(value)

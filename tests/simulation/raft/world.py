@@ -50,6 +50,7 @@ class World:
         self.lease_reads = not self.clocks_jump and rng.random() < 0.5
         self.snapshot_every = rng.choice((10, 30, 1_000_000))
         self.think_s = rng.choice((0.005, 0.03))
+        self.write_share = rng.choice((0.02, 0.6, 0.8) if self.lease_reads else (0.6, 0.8))
         self.reply_loss = rng.choice((0.0, 0.1))
         self.effects_until_crash: int | None = None
         self.lease_reads_served = 0
