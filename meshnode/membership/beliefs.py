@@ -339,7 +339,7 @@ class Beliefs:
     def _send_load(self) -> None:
         self._load_waits = False
         # All members' loads together take the same share of each node's traffic at any size of the mesh.
-        every = self._settings.load_interval_ticks * max(1, self.table.live // 50)
+        every = self._settings.load_interval_ticks * max(1, self.table.live // 25)
         self._load_due = self._timers.now + every
         version, slots, busy = self.me.load
         self.broadcasts.load.put(self.me.record.node_id, encode(Load(self.me.record.node_id, version, slots, busy)))
