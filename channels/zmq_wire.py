@@ -269,7 +269,12 @@ class ZmqWire:
             return
         message = socket.recv(zmq.NOBLOCK, copy=False)
         body = self._body(socket) if message.more else None
-        source = int(message.get(zmq.SRCFD))
+        try:
+            source = int(message.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            # ZeroMQ takes some garbage for a peer of its version 1, whose messages carry nothing about them.
+            self.receiver.on_garbage("stranger")
+            return
         why, peer = self._whose(link, message)
         if why is not None:
             self.receiver.on_garbage(why)

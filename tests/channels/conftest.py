@@ -45,6 +45,8 @@ class Mesh:
         self.kind = kind
         self.network = Network(seed=1)
         self.nodes: dict[str, FourChannels] = {}
+        self.unhandled: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.codec: Codec | None = JsonCodec() if kind == "json" else None
 
     async def open(
@@ -73,6 +75,7 @@ class Mesh:
 
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
+        assert self.unhandled == []  # nothing a peer sends may reach the loop as an exception
 
 
 @pytest.fixture(params=["zeromq", "memory", "json"])
