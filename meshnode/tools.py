@@ -26,16 +26,6 @@ from meshnode.errors import AppError, InvalidInput
 _PARAMETER_LINE = re.compile(r"^\s*:?(?:param )?(\w+)(?: ?\([^)]*\))?: +(\S.*)$", re.MULTILINE)
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a tool as it ended: its value, or the error's type and message."""
-
-    name: str
-    args: dict[str, Any]
-    value: Any = None
-    error: str = ""
-    message: str = ""
-
-
 class Tool:
     """A declared tool. `schema` describes its arguments, an object; calling it calls the function."""
 
