@@ -37,6 +37,7 @@ from meshnode.membership.timers import Timers
 from meshnode.mesh import MemberChange, MemberState
 
 _STATE: dict[type, MemberState] = {Suspect: "suspect", Dead: "dead", Left: "left"}
+_MEMBERS_MAX = 20_000  # beyond that nobody new is taken in: somebody invents members
 _HEARD_MAX = 4096  # users' events remembered, so as to hear each once
 _SHOUTS_MAX = 1024  # users' events queued; beyond that the newest is refused
 
@@ -199,6 +200,9 @@ class Beliefs:
             self._seen.clear()  # what is forgotten may be news again
             self._out.append(Forgotten(known.record.node_id))
 
+    def _admits(self, known: Known | None, alive: bytes) -> bool:
+        return len(alive) <= RECORD_BYTES and (known is not None or len(self.table) < _MEMBERS_MAX)
+
     def _is_stale(self, state: MemberState, since: int) -> bool:
         kept = {"dead": self._settings.dead_kept_ticks, "left": self._settings.left_kept_ticks}.get(state)
         return kept is not None and self._timers.now - since > kept
@@ -209,7 +213,8 @@ class Beliefs:
         since = self._timers.now - round(entry.age_s / self._settings.tick_s)
         if self._is_stale(state, since):
             return
-        if len(entry.alive) > RECORD_BYTES or not (self._authority.genuine(alive) and self._authority.genuine(claim)):
+        genuine = self._authority.genuine
+        if not (self._admits(None, entry.alive) and genuine(alive) and genuine(claim)):
             self.refused += 1
             return
         record = alive.record
@@ -230,7 +235,7 @@ class Beliefs:
         if known is not None and record.incarnation <= known.record.incarnation:
             self._remember(update)
             return
-        if len(update) > RECORD_BYTES or not self._authority.genuine(claim):
+        if not self._admits(known, update) or not self._authority.genuine(claim):
             self.refused += 1
             return
         self._remember(update)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import msgspec
 import pytest
 
 from channels.errors import AddressInUse
-from meshnode.errors import ConfigError, JoinError, TooLarge
+from meshnode.errors import ConfigError, InvalidInput, JoinError, TooLarge
 from meshnode.membership.datagrams import Plain, open_socket
-from meshnode.membership.messages import Alive, Gossip, JoinAnswer, JoinRequest, Record, decode_datagram, encode
+from meshnode.membership.messages import (
+    Alive,
+    Gossip,
+    JoinAnswer,
+    JoinRefusal,
+    JoinRequest,
+    PushPull,
+    Record,
+    decode_datagram,
+    encode,
+)
 from meshnode.membership.settings import LAN
+from meshnode.mesh import Caller
 from tests.meshnode.membership.mesh import Mesh, wait_until
 
 
@@ -103,6 +115,34 @@ async def test_two_meshes_never_merge_by_a_wrong_seed() -> None:
         with pytest.raises(JoinError, match=f"it belongs to mesh {'1' * 32}, this node to mesh {'2' * 32}"):
             await mesh.start("b", ours, mesh_id="2" * 32, timeout_s=30)
         assert ours.states() == {"a": "alive"}
+
+
+async def test_a_seed_refuses_who_belongs_to_another_mesh_whatever_that_one_checks_itself() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a", mesh_id="1" * 32)
+        request = Plain().seal(encode(JoinRequest(b"n" * 16, "x" * 32, "x", "2" * 32, bytes(1000))), None)
+        with open_socket("127.0.0.1", 0) as stranger:
+            host, _, port = seed.address.rpartition(":")
+            stranger.sendto(request, (host, int(port)))
+            answer = await asyncio.get_running_loop().sock_recv(stranger, 2000)
+        refusal = decode_datagram(Plain().open(answer, None)[0])
+        assert isinstance(refusal, JoinRefusal)
+        assert not refusal.retry
+        assert "1" * 32 in refusal.reason
+
+
+async def test_a_state_exchange_is_refused_to_another_mesh_and_to_who_pretends_to_be_another() -> None:
+    async with Mesh() as mesh:
+        seed = await mesh.start("a", mesh_id="1" * 32)
+        other = await mesh.start("b", mesh_id="2" * 32)
+        offer = other.membership._swim.offer()
+        with pytest.raises(JoinError, match="mesh"):
+            seed.membership.answer_push_pull(PushPull("2" * 32, offer), Caller(other.node_id, 0))
+        with pytest.raises(InvalidInput, match="its own record"):
+            seed.membership.answer_push_pull(PushPull("1" * 32, offer), Caller("somebody else", 0))
+        bad = msgspec.structs.replace(offer, digests=b"short")
+        with pytest.raises(InvalidInput, match="digests"):
+            seed.membership.answer_push_pull(PushPull("1" * 32, bad), Caller(other.node_id, 0))
 
 
 async def test_datagrams_of_another_mesh_are_ignored_and_counted() -> None:

@@ -282,6 +282,13 @@ def test_garbage_among_the_updates_is_counted_and_the_rest_taken() -> None:
     assert swim.statistics()["claims_refused"] == 3
 
 
+def test_invented_members_are_refused_beyond_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.membership.beliefs._MEMBERS_MAX", 5)
+    swim = knowing(*(make_record(f"m{at}") for at in range(20)))
+    assert len(swim.members()) == 5
+    assert swim.statistics()["claims_refused"] == 16
+
+
 class OnlyA:
     """An authority that believes A alone."""
 
