@@ -27,6 +27,18 @@ def get(node: LocalNode, path: str) -> Any:
         return _value(exchange.connection.getresponse())
 
 
+def get_lines(node: LocalNode, path: str) -> Iterator[Any]:
+    """The JSON lines of an answer without end. Raises Unreachable, or the error the node answered with."""
+    with _Exchange(node, SILENCE_TIMEOUT_S) as exchange:
+        exchange.connection.request("GET", path)
+        response = exchange.connection.getresponse()
+        if response.status != 200:
+            _value(response)
+        for line in response:
+            if line.strip():
+                yield json.loads(line)
+
+
 def post(node: LocalNode, path: str, body: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
     """The JSON a POST with the node's token answers."""
     with _Exchange(node, timeout_s) as exchange:

@@ -18,6 +18,7 @@ COMMANDS = {
     "programs": "show:programs",
     "call": "call:call",
     "eval": "evaluate:evaluate",
+    "vars": "vars:variables",
     "cluster": "cluster:cluster",
     "lm": "lm:lm",
     "wal": "wal:wal",

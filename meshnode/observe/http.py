@@ -20,12 +20,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from meshnode.errors import InvalidInput, MeshError, TooLarge
+from meshnode.errors import InvalidInput, MeshError
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
+from meshnode.observe.body import read_body
 from meshnode.observe.evaluate import EvaluateEndpoint
 from meshnode.observe.guard import Guard
 from meshnode.observe.logs import hide_secrets
 from meshnode.observe.served import Served
+from meshnode.observe.variables import VariableRoutes
 
 MAX_CALL_BYTES = 16 * 1024 * 1024
 
@@ -57,6 +59,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/call", _Cancellable(routes.call), methods=["POST"]),
             Route("/evaluate", EvaluateEndpoint(node), methods=["POST"]),
             Route("/leave", routes.leave, methods=["POST"]),
+            *VariableRoutes(node).routes(),
         ],
         exception_handlers={MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_crash},
     )
@@ -182,16 +185,6 @@ def describe_member(member: Any) -> dict[str, Any]:
         "incarnation": member.incarnation,
         "role": member.role,
     }
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; raises TooLarge as soon as it exceeds `limit` bytes."""
-    parts = bytearray()
-    async for chunk in request.stream():
-        parts += chunk
-        if len(parts) > limit:
-            raise TooLarge(f"the body exceeds {limit} bytes; send large data through `evaluate`, which streams")
-    return bytes(parts)
 
 
 async def _on_mesh_error(_: Request, error: Any) -> Response:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from meshnode.config import Config
 from meshnode.mesh import Member
+from meshnode.variables import Variables
 
 
 class Served(Protocol):
@@ -25,6 +26,11 @@ class Served(Protocol):
     @property
     def config(self) -> Config:
         """Its settings."""
+        ...
+
+    @property
+    def variables(self) -> Variables:
+        """The mesh's shared variables."""
         ...
 
     def members(self) -> list[Member]:

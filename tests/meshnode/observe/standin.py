@@ -11,6 +11,8 @@ from meshnode.errors import UnknownMethod
 from meshnode.mesh import Member
 from meshnode.observe.http import build
 from meshnode.observe.server import HttpServer, listen
+from meshnode.variables import Variables
+from tests.meshnode.instant_state import InstantState
 
 TOKEN = "correct-horse"
 
@@ -28,6 +30,7 @@ class StandIn:
         self.pause = asyncio.Event()
         self.pause.set()
         self.components: dict[str, Any] = {"membership": {"status": "ok"}}
+        self.variables = Variables(InstantState(), {}, "node-a")
         self.ready: dict[str, Any] = {
             "name": "node-a",
             "node_id": "aa",
