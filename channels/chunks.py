@@ -1,13 +1,19 @@
 """Large bodies, in pieces: no body holds the loop, the wire, or the peer's memory beyond its limit.
 
-A body above `chunk_from` is cut into chunks; only `chunk_window` of them are on the way to one peer at a time, whatever
-the number of bodies, which take turns. Each chunk is acknowledged when it was taken. The message itself follows the
-last chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of their own,
-so they are neither encoded nor decoded.
+A body above `chunk_from` is cut into chunks; only a few of them are on the way to one peer at a time, whatever the
+number of bodies, which take turns. Each chunk is acknowledged when it was taken. The message itself follows the last
+chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of their own, so
+they are neither encoded nor decoded.
+
+How many are a few is measured (`Pace`): `chunk_window` to begin with and at least, more only where the round trip is
+long and does not grow with it, as on a link of 20 ms; where it grows, chunks wait in a queue and more would only
+lengthen it for everyone (the idea of LEDBAT, RFC 6817).
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +27,8 @@ from channels.wire import Bytes
 
 #: Transfers that one peer may have begun and not finished here.
 MAX_TRANSFERS = 256
+#: Chunks on the way to one peer at most, 16 MiB.
+MAX_WINDOW = 256
 
 
 class Outgoing:
@@ -36,15 +44,49 @@ class Outgoing:
         self.next = 0
 
 
+class Pace:
+    """The window of chunks to one peer, from the round trips of chunks."""
+
+    __slots__ = ("_least", "_most", "_round", "_rounds", "_shortest", "_slow", "base_s", "window")
+
+    def __init__(self, least: int, most: int = MAX_WINDOW) -> None:
+        self.window = least
+        self._least = least
+        self._most = most
+        self.base_s = math.inf  # the round trip of an empty way, as far as we know
+        self._shortest = math.inf  # of the last rounds, to become the base: the way may have changed
+        self._round = 0  # acknowledgements in this window
+        self._slow = 0  # of them, those that took notably longer than the base
+        self._rounds = 0
+
+    def acknowledged(self, round_trip_s: float) -> None:
+        """One chunk took so long. Once per window, widen or narrow it."""
+        self.base_s = min(self.base_s, round_trip_s)
+        self._shortest = min(self._shortest, round_trip_s)
+        self._round += 1
+        self._slow += round_trip_s > self.base_s * 1.25
+        if self._round < self.window:
+            return
+        if self._slow * 2 > self._round:
+            self.window = max(self._least, self.window * 3 // 4)
+        else:
+            self.window = min(self._most, self.window * 5 // 4 + 1)
+        self._round = self._slow = 0
+        self._rounds += 1
+        if self._rounds >= 64:
+            self.base_s, self._shortest, self._rounds = self._shortest, math.inf, 0
+
+
 class Lane:
     """All that goes to and comes from one peer in chunks."""
 
-    __slots__ = ("incoming", "incoming_bytes", "refused", "under_way", "waiting", "waiting_bytes")
+    __slots__ = ("incoming", "incoming_bytes", "pace", "refused", "sent_at", "waiting", "waiting_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, window: int) -> None:
+        self.pace = Pace(window)
+        self.sent_at: deque[float] = deque()  # of the chunks under way; they are acknowledged in order
         self.waiting: deque[Outgoing] = deque()
         self.waiting_bytes = 0
-        self.under_way = 0
         self.incoming: dict[int, list[Bytes]] = {}
         self.incoming_bytes = 0
         self.refused: deque[int] = deque(maxlen=MAX_TRANSFERS)
@@ -92,13 +134,13 @@ class Chunks:
         if lane is None or peer.path is None:
             return
         size = self._spec.chunk_bytes
-        while lane.waiting and lane.under_way < self._spec.chunk_window:
+        while lane.waiting and len(lane.sent_at) < lane.pace.window:
             out = lane.waiting[0]
             piece = out.body[out.next * size : (out.next + 1) * size]
             if not self._send(peer, Chunk(out.transfer, out.next, len(out.body)), piece):
                 return
             out.next += 1
-            lane.under_way += 1
+            lane.sent_at.append(time.monotonic())
             if out.next == out.chunks:
                 lane.waiting.popleft()
                 lane.waiting_bytes -= len(out.body)
@@ -141,7 +183,8 @@ class Chunks:
     def on_ack(self, peer: Peer, ack: ChunkAck) -> None:
         """A chunk has arrived there: send the next, or stop if the transfer is refused."""
         lane = self._lane(peer)
-        lane.under_way = max(0, lane.under_way - 1)
+        if lane.sent_at:
+            lane.pace.acknowledged(time.monotonic() - lane.sent_at.popleft())
         if ack.fault is not None:
             for out in lane.waiting:
                 if out.transfer == ack.transfer:
@@ -182,5 +225,5 @@ class Chunks:
     def _lane(self, peer: Peer) -> Lane:
         lane = self._lanes.get(peer.id)
         if lane is None:
-            lane = self._lanes[peer.id] = Lane()
+            lane = self._lanes[peer.id] = Lane(self._spec.chunk_window)
         return lane

@@ -32,7 +32,8 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     queue_messages, queue_bytes: what may wait for one peer before the loss rule applies.
     in_flight: requests one peer may have outstanding here, and we there, before `Overloaded`.
     body_bytes: the largest body; chunk_from: bodies above it travel in chunks of chunk_bytes (0: never).
-    chunk_window: chunks on the way to one peer at a time, so that no body fills the wire or holds the loop.
+    chunk_window: chunks on the way to one peer at a time, so that no body fills the wire or holds the loop; more are
+        let go only over a long round trip that does not grow with them (`channels.chunks.Pace`).
     packet_bytes: a packet is closed once it holds so much; it bounds how long one decode may hold the loop.
     drain: packets taken per wake-up of a socket before the loop gets its turn; the urgent channels drain more.
     wire_packets: ZeroMQ's own queue per peer, each way. Small where stale data is worse than lost data.
