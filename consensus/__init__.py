@@ -1,1 +1,1 @@
-"""Agreement, pure: no clock, no socket, no disk, no event loop. State machines that take messages and return effects."""
+"""Agreement, pure: no clock, socket, disk or event loop. State machines that take messages and return effects."""

@@ -110,14 +110,10 @@ class Cluster:
             self.launch(f"node-{number}", founder.seed, arguments=arguments)
         nodes = [founder, *self.collect()]
         for node in nodes:
-            wait_until(
-                lambda node=node: self.states(node) == {"alive": count}, f"{count} alive at {node.ready['name']}"
-            )
+            self.wait_for_states(node, alive=count)
         return nodes
 
-    def meshnode(
-        self, *arguments: str, check: bool = True, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def meshnode(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         done = subprocess.run(
             [sys.executable, "-m", "meshnode", *arguments],
