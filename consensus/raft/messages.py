@@ -167,7 +167,10 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """Bytes as a message. Raises msgspec.DecodeError (ValidationError if it is MessagePack, but not a message)."""
-    message: Message = _decoder.decode(data)
+    try:
+        message: Message = _decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from None
     return message
 
 

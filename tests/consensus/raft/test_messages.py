@@ -61,9 +61,7 @@ def test_a_configuration_comes_back_from_its_entry() -> None:
     assert configuration_of(configuration_entry(3, configuration)) == configuration
 
 
-@pytest.mark.parametrize(
-    "bad", [Append(-1, 0, 0, 0, 0, []), Append(1, 0, 0, 0, 0, [Entry(1, b"", 9)]), VoteReply(1, 7)]
-)  # type: ignore[arg-type]  # what a broken peer might send
+@pytest.mark.parametrize("bad", [Append(-1, 0, 0, 0, 0, []), Append(1, 0, 0, 0, 0, [Entry(1, b"", 9)])])
 def test_values_out_of_range_are_refused(bad: Message) -> None:
     with pytest.raises(msgspec.ValidationError):
         decode(encode(bad))
@@ -77,7 +75,7 @@ def test_garbage_is_refused_and_nothing_else_happens() -> None:
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
             decode(bytes(data))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except msgspec.DecodeError:
             continue
 
 

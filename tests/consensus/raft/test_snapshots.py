@@ -79,7 +79,7 @@ def test_a_snapshot_is_neither_acknowledged_nor_applied_from_before_it_is_durabl
     c.is_slow = True
     serve_loads(cluster, a)
     assert c.restored == []
-    assert c.step("a", Append(2, 5, 2, 5, 0, [])) == [AppendReply(2, 0, 1)] or c.restored == []
+    assert [each.match_index for each in c.step("a", Append(2, 5, 2, 5, 0, [])) if isinstance(each, AppendReply)] == [0]
     assert a.core.state.leadership is not None
     assert a.core.state.leadership.progress["c"].match_index < 5
     c.sync()
@@ -107,7 +107,7 @@ def test_a_snapshot_of_what_a_follower_has_is_no_reason_to_drop_what_follows_it(
 
 
 def test_chunks_of_another_term_s_leader_are_not_mixed_in() -> None:
-    cluster, _, c = behind()
+    c = behind()[2]
     snapshot = Snapshot(5, 2, c.core.configuration)
     c.step("a", SnapshotChunk(2, snapshot, 0, b"first half", False))
     assert c.step("b", SnapshotChunk(3, snapshot, 10, b"second half", True)) == [SnapshotReply(3, 5, 0)]
