@@ -163,6 +163,18 @@ def starve(settings: Settings, *, count: int, sick: int, seconds: float, seed: i
     return false
 
 
+def cut_one_way(count: int, share: float, *, seconds: float, seed: int = 1) -> int:
+    """A share of all links passes nothing in one direction; how many false deaths?"""
+    cluster, nodes = cluster_of(count, seed=seed)
+    false = FalseDeaths(cluster)
+    for one in nodes:
+        for other in nodes:
+            if one is not other and cluster.rng.random() < share:
+                cluster.network.cut_one_way(one.address, other.address)
+    cluster.run(seconds)
+    return false.of_healthy
+
+
 def time_join_storm(count: int, *, loss: float = 0.0, seed: int = 1, within_s: float = 120.0) -> float:
     """`count` nodes join one seed within 100 ms; seconds until all know all."""
     cluster = Cluster(LAN, seed=seed, faults=Faults(loss=loss))
@@ -213,11 +225,12 @@ def main() -> None:
     seed = arguments.seed
     print(f"LAN profile, seed {seed}. Times are seconds of virtual time; traffic is per node and second.\n")
     print(
-        "    N  loss |  50 %   99 %  99.99 %  100 %  formula | msg/s  B/s  largest | suspected  dead  all know  false"
+        "    N  loss |  50 %   99 %  99.99 %  100 %  formula | msg/s  B/s  largest | suspected  dead  all know false/h"
     )
     for count in arguments.sizes:
         for loss in (0.0, 0.05, 0.25):
             cluster, nodes = cluster_of(count, loss=loss, seed=seed)
+            false = FalseDeaths(cluster)
             cluster.run(2)
             spread = spread_one_update(cluster, nodes[0])
             cluster.run(40 if count < 1000 else 10)
@@ -227,7 +240,7 @@ def main() -> None:
                 f"{count:5} {loss:4.0%}  | {spread.half:5.2f} {spread.most:6.2f} {spread.nearly_all:7.2f}"
                 f" {spread.all:7.2f} {formula_s(count, loss):8.1f} | {cost.messages:5.1f}"
                 f" {cost.bytes + cost.exchanged:5.0f} {cost.largest:6}  | {death.suspected:8.1f} {death.first:6.1f}"
-                f" {death.all:8.1f} {death.false:7}",
+                f" {death.all:8.1f} {false.of_healthy / cluster.clock.now * 3600:7.1f}",
                 flush=True,
             )
     print("\nfalse deaths believed in 120 s; at 1 % of the nodes what arrives waits 1 to 8 s, again and again")
@@ -237,6 +250,9 @@ def main() -> None:
             print(
                 f"{count:5}  {name:15} of healthy nodes {false.of_healthy:6}, of starved {false.of_sick:6}", flush=True
             )
+    print("\nfalse deaths in 60 s with 5 % of all links cut in one direction")
+    for count in [size for size in arguments.sizes if size <= 100]:
+        print(f"{count:5}  {cut_one_way(count, 0.05, seconds=60, seed=seed)}", flush=True)
     print("\nall join one seed within 100 ms; a fifth is killed and starts again 3 s later: seconds until all agree")
     for count in sorted({*arguments.sizes, 50}):
         storm = time_join_storm(count, seed=seed)
