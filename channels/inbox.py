@@ -83,7 +83,7 @@ class Inbox:
             self._drops.count("malformed")
             router.push(peer, Goodbye(Fault("malformed", str(error))), 0)
             return
-        if packet.session != peer.session and not self._new_session(peer, packet.session):
+        if packet.session != peer.session and not self._new_session(peer, packet.session, path):
             return
         messages = packet.messages
         traffic.received += len(messages)
@@ -168,7 +168,7 @@ class Inbox:
         fault = result if isinstance(result, Fault) else Fault("malformed", "the peer sent a failure without a fault")
         return self._router.make_error(fault)
 
-    def _new_session(self, peer: Peer, session: int) -> bool:
+    def _new_session(self, peer: Peer, session: int, path: Path) -> bool:
         if session in peer.retired:
             self._drops.count("retired_session")
             return False
@@ -176,7 +176,7 @@ class Inbox:
         peer.lag = float("inf")
         if before:
             peer.retired.append(before)
-            self._router.restarted(peer)
+            self._router.links.restarted(peer, path)
         return True
 
     def _on_part(self, peer: Peer, part: Part) -> None:

@@ -77,7 +77,7 @@ class Outbox:
             self._count = 0
             if not self.waits:
                 self._loop.call_soon(self.flush)
-                if self._lonely:
+                if self._lonely and not peer.blocked:
                     # The last tick had one message: don't let this one wait for company that mostly doesn't come.
                     self.send(peer)
                     return
@@ -92,7 +92,8 @@ class Outbox:
         dirty, self._dirty = self._dirty, []
         for peer in dirty:
             peer.dirty = False
-            self.send(peer)
+            if not peer.blocked:  # else `unblock` sends, or each tick would encode in vain
+                self.send(peer)
         self._lonely = self._count <= 1
         self._wire.flushed()
 

@@ -152,7 +152,8 @@ class Peers:
         """Set or change where a peer is. Links to an earlier address are closed."""
         peer = self.known(node_id)
         if peer.introduced and (peer.address, peer.key) != (address, key):
-            self._close_paths(peer, f"{node_id} moved to {address}")
+            # Only what we opened: it led to the old address. What the peer opened to us may be from the new one.
+            self._close_paths(peer, f"{node_id} moved to {address}", [path for path in peer.paths if path.outbound])
         peer.address, peer.key, peer.introduced = address, key, True
         peer.failures, peer.try_at, peer.used_at = 0, 0.0, now
         return peer
@@ -161,17 +162,31 @@ class Peers:
         """Close what links there are and drop what is known."""
         peer = self._peers.get(node_id)
         if peer is not None:
-            self._close_paths(peer, why)
+            self._close_paths(peer, why, peer.paths)
             del self._peers[node_id]
             self._lost(peer, why)
 
-    def _close_paths(self, peer: Peer, why: str) -> None:
-        for path in [*peer.paths, *([peer.opening] if peer.opening else [])]:
+    def _close_paths(self, peer: Peer, why: str, paths: list[Path]) -> None:
+        opening, peer.opening = peer.opening, None
+        lost = peer.path in paths or (opening is not None and peer.path is None)
+        for path in [*paths, *([opening] if opening else [])]:
             self._wire.disconnect(path)
-        had = peer.path is not None or peer.opening is not None
-        peer.paths, peer.path, peer.opening = [], None, None
-        if had:
+        peer.paths = [path for path in peer.paths if path not in paths]
+        if peer.path not in peer.paths:
+            peer.path = peer.paths[0] if peer.paths else None
+        if lost:
             self._lost(peer, why)
+            if peer.path is not None:
+                self._ready(peer)
+
+    def settle(self, peer: Peer, path: Path) -> bool:
+        """Use this path and no other; whether that is a change."""
+        others = [other for other in peer.paths if other is not path]
+        moved = peer.path is not path
+        peer.path, peer.paths = path, [path]
+        for other in others:
+            self._wire.disconnect(other)
+        return moved
 
     def open(self, peer: Peer, now: float) -> None:
         """Begin to connect, unless that is under way, just failed, or impossible."""

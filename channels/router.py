@@ -15,9 +15,10 @@ from typing import Any
 from channels.chunks import Chunks
 from channels.codec import Codec, MessagePackCodec
 from channels.coordination import Delivery, Kept
-from channels.envelope import Cancel, Credit, Event, Request, Response, Subscribe, Window
+from channels.envelope import Cancel, Credit, Event, Request, Response, Window
 from channels.errors import Fault, TooLarge, error_from_fault
 from channels.inbox import Inbox
+from channels.links import Links
 from channels.outbox import OVERHEAD, Outbox
 from channels.peers import Peer, Peers
 from channels.service import Service
@@ -29,6 +30,8 @@ from channels.topics import Topics
 from channels.transport import ChannelName, Handler, MakeError, Subscriber
 from channels.wire import Bytes, Path, Wire
 
+#: How often a peer that takes nothing is tried again at most; each try encodes a packet.
+UNBLOCK_S = 0.001
 #: No request is served longer, whatever deadline it claims.
 LONGEST_S = 86400.0
 
@@ -73,8 +76,8 @@ class Router:
         self.session = session
         self.make_error = make_error
         self._wire = wire
-        self._joined = joined
-        self._left = left
+        self.joined = joined
+        self.left = left
         self._loop = asyncio.get_running_loop()
         # Wall clock at opening plus monotonic time since: a stepped clock must not make messages late.
         self._wall = time.time() - time.monotonic()
@@ -82,8 +85,9 @@ class Router:
         self.streams: dict[int, Stream] = {}
         self._last_id = 0
         self._events_sent = 0
+        self._unblocked_at = 0.0
         self.closed = False
-        self._gone = Traffic()  # of peers since forgotten
+        self.gone = Traffic()  # of peers since forgotten
         codec = codec or MessagePackCodec()
         self.outbox = Outbox(
             spec,
@@ -97,8 +101,14 @@ class Router:
         )
         self.push = self.outbox.push
         self._mark = self.outbox.mark
+        self.links = Links(self)
         self.peers = self.outbox.peers = Peers(
-            wire, self.timing, spec.in_flight, self.limits.peers, ready=self._ready, lost=self._lost
+            wire,
+            self.timing,
+            spec.in_flight,
+            self.limits.peers,
+            ready=lambda peer: self.links.ready(peer),
+            lost=lambda peer, why: self.links.lost(peer, why),
         )
         self.me = self.peers.known(node_id)
         # Its link is None: what we send to ourselves never reaches the wire.
@@ -116,7 +126,7 @@ class Router:
         self._inbox = Inbox(self, handler, codec.decode)
         self.fail = self._inbox.fail
         self.sweep = Sweep(self)
-        self._arm = self.sweep.arm
+        self.arm = self.sweep.arm
 
     # Asking
 
@@ -145,7 +155,7 @@ class Router:
         if not to.dirty:
             self._mark(to)
         if self.sweep.timer is None:
-            self._arm()
+            self.arm()
         return future
 
     def _request_slowly(
@@ -234,12 +244,12 @@ class Router:
         not delivered to it.
         """
         stop = self.topics.subscribe(topic, subscriber, replay)
-        self.tell_subscriptions()
+        self.links.tell_subscriptions()
 
         def stop_and_tell() -> None:
             stop()
             if not self.closed:
-                self.tell_subscriptions()
+                self.links.tell_subscriptions()
 
         return stop_and_tell
 
@@ -272,7 +282,7 @@ class Router:
         self.delivery.send(peer, message, size, now, deadline, future)
         if peer.path is None:
             self.peers.open(peer, now)
-        self._arm()
+        self.arm()
 
     def _ask(self, peer: Peer, request: Request, now: float) -> None:
         size = len(request.args)
@@ -280,7 +290,7 @@ class Router:
             self._keep(peer, request, size, now, request.deadline - self._wall)
         else:
             self.post(peer, request, size)
-        self._arm()
+        self.arm()
 
     def _refused_body(self, peer: Peer, message: Any, fault: Fault) -> None:
         """The peer refuses a large body: the call fails; a reply that can't be delivered becomes a fault."""
@@ -312,7 +322,7 @@ class Router:
 
     def on_writable(self) -> None:
         """Try again where the wire was full."""
-        if self.outbox.blocked:
+        if self.outbox.blocked and time.monotonic() - self._unblocked_at > UNBLOCK_S:
             self.unblock()
 
     def serve(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
@@ -326,7 +336,7 @@ class Router:
             self.service.fail(peer, request, fault)
             return
         self.service.start(peer, request, reply, min(deadline, time.monotonic() + LONGEST_S))
-        self._arm()
+        self.arm()
         # A fair share of what may be served here becomes the window of those who use it, while it is scarce.
         if serving > self.limits.serving // 2:
             share = max(1, self.limits.serving // max(1, sum(1 for one in self.peers if one.serving)))
@@ -340,83 +350,17 @@ class Router:
 
     def unblock(self) -> None:
         """Send again to peers that took nothing more."""
+        self._unblocked_at = time.monotonic()
         for peer in list(self.outbox.blocked):
             self.outbox.unblock(peer)
             self.outbox.send(peer)
             self.chunks.pump(peer)
-
-    def _ready(self, peer: Peer) -> None:
-        now = time.monotonic()
-        wanted = self.topics.wanted()
-        if wanted:
-            peer.subscribed_at = now
-        # Even an empty packet goes out: it tells the other end who we are and that the link serves.
-        self.push(peer, Subscribe(wanted), 0)
-        if self.delivery is not None:
-            self.delivery.resend(peer, now)
-        self.chunks.pump(peer)
-        if self._joined is not None:
-            self._joined(peer.id)
-
-    def _lost(self, peer: Peer, why: str) -> None:
-        self.drops.count("unreachable", sum(1 for message in peer.outbox if not isinstance(message, Subscribe)))
-        peer.outbox, peer.out_bytes = [], 0
-        self.outbox.unblock(peer)
-        if peer.prefixes:
-            peer.prefixes = {}
-        self.topics.forget_targets()
-        gone = self.peers.get(peer.id) is not peer
-        if self.delivery is None or gone:
-            # Whether a request that had left was carried out there is not known; one that waited was not.
-            fault = Fault("unreachable", f"{peer.id} is unreachable on {self.name}: {why}", 0.1)
-            for call_id in [i for i, call in self.calls.items() if call[1] is peer]:
-                self.fail(peer, call_id, fault)
-            for stream_id in [i for i, stream in self.streams.items() if stream.peer is peer]:
-                self.fail(peer, stream_id, fault)
-            self.service.cancel_all(peer)
-            self.chunks.reset(peer)
-            if self.delivery is not None:
-                self.delivery.fail(peer, lambda: self.make_error(fault))
-        else:
-            self._arm()
-        if gone:
-            self._gone.add(peer.traffic)
-        if self._left is not None:
-            self._left(peer.id)
-
-    def restarted(self, peer: Peer) -> None:
-        """A peer's packets name a new session: its process is a new one, what the old one held is gone."""
-        peer.last_event = 0
-        peer.topics.clear()
-        if self.delivery is not None:
-            waiting = (
-                {kept.message.id for kept in peer.delivery.waiting.values() if isinstance(kept.message, Request)}
-                if peer.delivery
-                else set()
-            )
-            fault = Fault("unreachable", f"{peer.id} restarted before it answered; it may have acted")
-            for call_id in [i for i, call in self.calls.items() if call[1] is peer and i not in waiting]:
-                self.fail(peer, call_id, fault)
-            self.delivery.restarted(peer)
 
     def _gave_up(self, peer: Peer, kept: Kept) -> None:
         if kept.future is not None and not kept.future.done():
             code = "deadline_exceeded" if kept.sent else "unreachable"
             what = "no acknowledgement from" if kept.sent else "no link to"
             kept.future.set_exception(self.error(code, f"{what} {peer.id} on {self.name} in the time given"))
-
-    def tell_subscriptions(self, since: float | None = None) -> None:
-        """Tell all peers what we want; with `since`, those that were not told after it."""
-        now = time.monotonic()
-        for peer in self.peers:
-            if peer is self.me or (since is not None and peer.subscribed_at > since):
-                continue
-            if peer.path is not None:
-                peer.subscribed_at = now
-                self.push(peer, Subscribe(self.topics.wanted()), 0)
-            elif self.topics.wanted():
-                self.peers.open(peer, now)
-                self._arm()
 
     def _give_credit(self, stream: Stream, parts: int) -> None:
         self.post(stream.peer, Credit(stream.id, min(parts, CREDIT)), 0)
@@ -435,12 +379,12 @@ class Router:
             return
         self.peers.introduce(peer, address, key, time.monotonic())
         if self.topics.wanted():
-            self.tell_subscriptions(0.0)
+            self.links.tell_subscriptions(0.0)
 
     def connect(self, peer: str) -> None:
         """Connect to an introduced peer now instead of at the first use."""
         self.peers.open(self.peers.known(peer), time.monotonic())
-        self._arm()
+        self.arm()
 
     def drop_peer(self, peer: str) -> None:
         """Forget a peer and close its links, whoever opened them."""
@@ -450,7 +394,7 @@ class Router:
     def statistics(self) -> dict[str, Any]:
         """Counters since opening. Rates are for the reader to take; times are seconds."""
         total = Traffic()
-        total.add(self._gone)
+        total.add(self.gone)
         others = [peer for peer in self.peers if peer is not self.me]
         for peer in others:
             total.add(peer.traffic)

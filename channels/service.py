@@ -126,9 +126,9 @@ class Service:
         return work.task.cancel()
 
     def cancel_all(self, peer: Peer | None = None) -> None:
-        """Stop serving a peer that is gone, or everyone."""
+        """Stop serving a peer that is gone, but for its casts, which it did not wait for; or everyone."""
         for work in list(self.works.values()):
-            if work.task is not None and (peer is None or work.peer is peer):
+            if work.task is not None and (peer is None or (work.peer is peer and work.request.id > 0)):
                 work.task.cancel()
 
     def refill(self, peer_id: str, request_id: int, parts: int) -> None:

@@ -89,4 +89,4 @@ class Sweep:
                     peer.granted = router.spec.in_flight
                     router.push(peer, Window(peer.granted), 0)
         if router.topics.wanted():
-            router.tell_subscriptions(now - router.timing.refresh_s)
+            router.links.tell_subscriptions(now - router.timing.refresh_s)

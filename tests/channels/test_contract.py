@@ -494,3 +494,26 @@ async def test_a_peer_that_was_dropped_and_introduced_again_misses_nothing(mesh:
         a.set_peer("b", b.addresses)
     assert got == [b"0", b"0", b"1", b"1", b"2", b"2"]
     assert "duplicate" not in b["coordination"].statistics()["dropped"]
+
+
+async def test_a_successor_is_answered_before_the_end_of_its_predecessor_was_noticed(mesh: Mesh) -> None:
+    """As when a machine lost power: its old connections still look open when its new process connects."""
+    started = asyncio.Event()
+
+    async def hang(incoming: Incoming) -> bytes:
+        started.set()
+        await asyncio.Event().wait()
+        return b""
+
+    a, old = await mesh.open("a"), await mesh.open("b", hang)
+    calls = {name: asyncio.ensure_future(a[name].request("b", "hang", b"")) for name in CHANNEL_NAMES}
+    await until(lambda: all(old[name].statistics()["serving"] == 1 for name in CHANNEL_NAMES))
+    await until(lambda: a["coordination"].statistics()["queued"] == 0)
+    new = await mesh.open("b", introduce=False)
+    new.set_peer("a", a.addresses)
+    for name in CHANNEL_NAMES:
+        assert await new[name].request("a", "echo", b"1", timeout_s=5) == b"1"
+        with pytest.raises(Unreachable, match=r"restarted|lost"):
+            await asyncio.wait_for(calls[name], 5)
+        assert await a[name].request("b", "echo", b"2", timeout_s=5) == b"2"
+    await old.close()
