@@ -97,7 +97,9 @@ class Work:
         assert self._app is not None
         from meshnode.workers.pool import WorkerPool  # a client that only calls never needs it
 
-        pool = WorkerPool(self._app, workers=max(1, self._config.workers), threads=self._config.worker_threads)
+        pool = WorkerPool(
+            self._app, workers=self._config.workers, threads=self._config.worker_threads, on_change=self.tell
+        )
         try:
             await pool.start()
         except BaseException:
