@@ -26,7 +26,7 @@ async def test_coordination_loses_repeats_and_reorders_nothing_on_a_bad_network(
         got.append(int(incoming.body))
         return incoming.body
 
-    a, b = await memory.open("a"), await memory.open("b", handler)
+    a, _ = await memory.open("a"), await memory.open("b", handler)
     memory.network.random.seed(seed)
     memory.network.faults = Faults(0.0, 0.01, loss=0.2, duplication=0.5, reorder=0.2)
     waiting = []
@@ -46,7 +46,16 @@ async def test_coordination_loses_repeats_and_reorders_nothing_on_a_bad_network(
     assert memory.network.lost > 0
     statistics = a["coordination"].statistics()
     assert statistics["retried"] > 0 == statistics["queued"]
-    assert b["coordination"].statistics()["dropped"]["duplicate"] > 0
+
+
+async def test_coordination_drops_and_counts_repeats(memory: Mesh) -> None:
+    got: list[bytes] = []
+    a, b = await memory.open("a"), await memory.open("b", lambda incoming: got.append(incoming.body))
+    memory.network.faults = Faults(duplication=1.0)
+    for n in range(5):
+        await a["coordination"].cast("b", "put", str(n).encode())
+    await until(lambda: b["coordination"].statistics()["dropped"].get("duplicate") == 5)
+    assert got == [b"0", b"1", b"2", b"3", b"4"]
 
 
 async def test_coordination_waits_out_a_partition(memory: Mesh) -> None:

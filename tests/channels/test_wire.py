@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -29,18 +30,32 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+def free_base() -> int:
+    """A base port whose next four are free, outside the range the system hands out by itself."""
+    rng = random.Random()
+    while True:
+        base = rng.randrange(15_000, 30_000)
+        with ExitStack() as stack:
+            try:
+                for port in range(base + 1, base + 5):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return base
+
+
 async def test_ports_follow_the_base_port(zeromq: Mesh) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        base = probe.getsockname()[1] - 4
+    base = free_base()
     node = await zeromq.open("a", base_port=base)
     assert [port_of(node.addresses[name]) - base for name in CHANNEL_NAMES] == [1, 2, 3, 4]
 
 
 async def test_a_taken_port_is_named_and_nothing_stays_bound(zeromq: Mesh) -> None:
-    node = await zeromq.open("a")
-    taken = port_of(node.addresses["real_time"])
-    with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{taken} \(real_time\) is taken.*choose another"):
+    taken = free_base() + 4
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", taken))
+    holder.listen()
+    with holder, pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{taken} \(real_time\) is taken.*choose another"):
         await open_channels("b", base_port=taken - 4, handler=echo)
     with socket.socket() as again:
         again.bind(("127.0.0.1", taken - 3))
@@ -222,9 +237,7 @@ async def test_a_killed_process_fails_its_calls_at_once_and_its_successor_serves
 
 async def test_a_process_that_restarts_at_the_same_address_is_found_again(zeromq: Mesh) -> None:
     loop = asyncio.get_running_loop()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        base = probe.getsockname()[1]
+    base = free_base()
     first, addresses = await loop.run_in_executor(None, start_server, base)
     a = await zeromq.open("a")
     a.set_peer("b", addresses)
