@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from consensus.errors import ProtocolViolation
 from consensus.raft import commit
 from consensus.raft.durability import persist_entries, send
 from consensus.raft.effects import Role
 from consensus.raft.messages import CONFIGURATION, Append, AppendReject, AppendReply, Entry, configuration_of
-from consensus.raft.roles import become_follower, reset_countdown
+from consensus.raft.roles import become_follower
 from consensus.raft.state import State
+
+_kind = attrgetter("kind")
 
 
 def follow(state: State, source: str) -> None:
@@ -17,7 +21,7 @@ def follow(state: State, source: str) -> None:
         raise ProtocolViolation(source, f"leads term {state.term}, in which {state.leader} was elected")
     become_follower(state, state.term, source)
     state.heard_at = state.now
-    reset_countdown(state)
+    state.countdown = state.timeout
 
 
 def receive_append(state: State, source: str, message: Append) -> None:
@@ -27,7 +31,9 @@ def receive_append(state: State, source: str, message: Append) -> None:
         send(state, source, AppendReject(state.term, message.prev_index, 0, 0, 0))
         return
     follow(state, source)
-    state.heard_round = max(state.heard_round, message.round)
+    is_new_round = message.round > state.heard_round
+    if is_new_round:
+        state.heard_round = message.round
     prev, entries = message.prev_index, message.entries
     if prev < state.commit_index:
         # What is committed agrees, compacted or not: skip it (and never take it for a conflict).
@@ -43,7 +49,9 @@ def receive_append(state: State, source: str, message: Append) -> None:
     state.matched_index = max(state.matched_index, agreed)
     # Beyond `agreed` our log may differ from the leader's, whatever it has committed there.
     commit.advance(state, min(message.commit_index, agreed))
-    if not fresh:
+    # What is fresh is acknowledged once it is durable; what was sent twice, for our answer may have been lost; and
+    # each round. What only tells how far things are committed needs no answer.
+    if not fresh and (is_new_round or message.entries):
         acknowledge(state)
 
 
@@ -82,7 +90,8 @@ def _extend(state: State, source: str, first_index: int, entries: list[Entry]) -
         state.history.truncate_from(first_index)
         state.durability.truncate_from(first_index)
     state.log.append(entries)
-    for index, entry in enumerate(entries, first_index):
-        if entry.kind == CONFIGURATION:
-            state.history.add(index, configuration_of(entry))
+    if CONFIGURATION in map(_kind, entries):  # rare, so looked for in C
+        for index, entry in enumerate(entries, first_index):
+            if entry.kind == CONFIGURATION:
+                state.history.add(index, configuration_of(entry))
     persist_entries(state, first_index, entries)

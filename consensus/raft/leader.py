@@ -74,10 +74,12 @@ def maybe_commit(state: State) -> None:
     index = state.configuration.reached(match_index)
     if index <= state.commit_index or not may_count(state, index):
         return
+    before = state.commit_index
     commit.advance(state, index)
-    membership.committed(state)
-    if state.leadership is None:
-        return
+    if before < max(state.history.index, leadership.first_index):
+        membership.committed(state)
+        if state.leadership is None:
+            return
     reads.ask(state)
     if index == state.log.last_index:
         # Nothing follows that could carry the news.

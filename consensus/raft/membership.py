@@ -46,7 +46,7 @@ def watch_members(state: State) -> None:
 
 
 def committed(state: State) -> None:
-    """commit_index advanced: leave a joint configuration; leave office if no longer a voter."""
+    """A configuration was committed, or the first entry of this term: leave a joint one; leave office if removed."""
     if state.history.index > state.commit_index:
         return
     if state.configuration.outgoing:

@@ -74,7 +74,8 @@ class VoteReply(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 
 class Append(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """AppendEntries (§5.3); without entries, a heartbeat. `round` comes back in the answer, for reads and leases."""
+    """AppendEntries (§5.3); without entries, a heartbeat if `round` is new, which comes back in the answer and proves
+    reads and leases; else it only tells commit_index, and only a refusal answers it."""
 
     term: Natural
     prev_index: Natural

@@ -9,8 +9,8 @@ from consensus.raft.state import State
 
 def reset_countdown(state: State) -> None:
     """Wait a whole timeout again, plus chance, so that votes are rarely split (§5.2)."""
-    timeout = state.settings.election_timeout_ticks
-    state.countdown = timeout + state.rng.randrange(timeout)
+    least = state.settings.election_timeout_ticks
+    state.timeout = state.countdown = least + state.rng.randrange(least)
 
 
 def become_follower(state: State, term: int, leader: str | None) -> None:
@@ -19,7 +19,7 @@ def become_follower(state: State, term: int, leader: str | None) -> None:
         persist_hard_state(state, term, None)
     elif leader is not None and leader == state.leader and state.role is Role.FOLLOWER:
         return
-    if state.role is not Role.FOLLOWER:
+    if state.role is not Role.FOLLOWER or leader is not None:
         reset_countdown(state)
     leave_office(state)
     state.role = Role.FOLLOWER

@@ -192,7 +192,7 @@ def test_proposals_above_the_limits_are_refused_and_leave_no_trace() -> None:
         a.core.propose([b"x", b"y" * 11])
     assert a.core.state.log.last_index == 2
     cluster.isolate("a")
-    for _ in range(6):
+    for _ in range(11):
         a.do(a.core.propose([b"0123456789"]))
     with pytest.raises(Backlogged):
         a.core.propose([b"0123456789"])
