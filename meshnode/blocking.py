@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,10 @@ class BlockingMesh:
     def call(self, peer: str, method: str, args: Any = None, *, timeout_s: float | None = None) -> Any:
         """Ask a user's handler on a peer, by id or name; see `Node.call`."""
         return self._run(self._node.call(peer, method, args, timeout_s=timeout_s))
+
+    def call_tool(self, peer: str, name: str, args: Mapping[str, Any], *, timeout_s: float = 30.0) -> Any:
+        """Call a peer's tool; see `Node.call_tool`."""
+        return self._run(self._node.call_tool(peer, name, args, timeout_s=timeout_s))
 
     def evaluate(
         self,

@@ -23,6 +23,7 @@ class Config(BaseSettings):
     role: "node" works and votes; "client" joins, calls and evaluates, but runs no work and never votes.
     voters: how many nodes vote on shared state, an odd number.
     bootstrap_expect: how many nodes to wait for before a new mesh elects its first leader; None: do not wait.
+    worker_memory_mb: a worker process that holds more is ended and its work repeated; None: no limit.
     data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
     """
 
@@ -38,6 +39,7 @@ class Config(BaseSettings):
     app: str | None = None
     workers: int = Field(1, ge=0, le=256)
     worker_threads: int = Field(8, ge=1, le=256)
+    worker_memory_mb: int | None = Field(None, ge=16)
     data_dir: Path | None = None
     voters: int = Field(5, ge=1, le=15)
     bootstrap_expect: int | None = Field(None, ge=1, le=99)

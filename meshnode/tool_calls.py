@@ -44,6 +44,13 @@ class CallTool(Request[ToolReply], array_like=True, frozen=True):
     timeout_s: float = 30.0
 
 
+async def call_tool(mesh: Mesh, peer: str, name: str, args: Mapping[str, Any], *, timeout_s: float) -> Any:
+    """Call a tool of a peer's app, by the peer's name or id; raises what `CallTool` says."""
+    message = CallTool(name, pack(dict(args), name=f"{name}'s arguments"), timeout_s)
+    reply = await mesh.request(peer, message, timeout_s=timeout_s + ANSWER_S)
+    return unpack(reply.value)
+
+
 class Run(Protocol):
     """What the router wants to know of the run that calls a tool."""
 
@@ -70,9 +77,7 @@ class ToolRouter:
         """Call a tool for a program of `run`, at the session's owner."""
         if run.caller in ("", self._mesh.me.node_id):
             return await self._call_own(name, args, timeout_s=run.timeout_s)
-        message = CallTool(name, pack(dict(args), name=f"{name}'s arguments"), run.timeout_s)
-        reply = await self._mesh.request(run.caller, message, timeout_s=run.timeout_s + ANSWER_S)
-        return unpack(reply.value)
+        return await call_tool(self._mesh, run.caller, name, args, timeout_s=run.timeout_s)
 
     async def answer(self, message: CallTool, _caller: Caller) -> ToolReply:
         """Run a tool of this node for a peer."""

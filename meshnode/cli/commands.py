@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "doctor:doctor",
     "config": "config:config",
     "programs": "show:programs",
+    "tools": "show:tools",
     "call": "call:call",
     "eval": "evaluate:evaluate",
     "vars": "vars:variables",

@@ -1,4 +1,4 @@
-"""members, status, health, programs: what a node knows."""
+"""members, status, health, programs, tools: what a node knows."""
 
 from __future__ import annotations
 
@@ -82,6 +82,33 @@ def programs(node: str | None, as_json: bool) -> None:
         print_table(("program", "nodes"), ((one["name"], ", ".join(one["nodes"])) for one in found))
     else:
         say("no node has a program; start one with: meshnode start --app MODULE:ATTR")
+
+
+@click.command()
+@node_option
+@json_option
+def tools(node: str | None, as_json: bool) -> None:
+    """List a node's tools and what each takes."""
+    from meshnode.cli.output import print_json, print_table, say
+
+    found = _get(node, "/tools")
+    if as_json:
+        print_json(found)
+    elif found:
+        rows = ((one["name"], _arguments(one["parameters"]), one["description"]) for one in found)
+        print_table(("tool", "arguments", "what it does"), rows)
+    else:
+        say("this node has no tools; declare one with @app.tool")
+
+
+def _arguments(schema: dict[str, Any]) -> str:
+    """ "word: string, limit: integer = 3"."""
+    needed = schema.get("required", [])
+    told = []
+    for name, about in schema.get("properties", {}).items():
+        kind = about.get("type") or ("one of " + "|".join(map(str, about["enum"])) if "enum" in about else "any")
+        told.append(f"{name}: {kind}" + ("" if name in needed else f" = {about.get('default')!r}"))
+    return ", ".join(told)
 
 
 def details(component: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/members", routes.members),
             Route("/status", routes.status),
             Route("/programs", routes.programs),
+            Route("/tools", routes.tools),
             Route("/config", routes.config),
             Route("/metrics", routes.metrics),
             Route("/call", _Cancellable(routes.call), methods=["POST"]),
@@ -102,6 +103,10 @@ class _Routes:
                 for program in member.programs:
                     where.setdefault(program, []).append(member.name)
         return answer([{"name": name, "nodes": sorted(nodes)} for name, nodes in sorted(where.items())])
+
+    async def tools(self, _: Request) -> Response:
+        """This node's tools with their schemas, as `meshnode tools --json` prints them."""
+        return answer(self._node.tools())
 
     async def config(self, _: Request) -> Response:
         """What the node runs with, secrets hidden, and which settings are not defaults."""

@@ -45,6 +45,10 @@ class Served(Protocol):
         """Each component by name, as `{"status": "ok" | "degraded" | …, …}`."""
         ...
 
+    def tools(self) -> list[dict[str, Any]]:
+        """Its tools: name, description, parameters as JSON Schema."""
+        ...
+
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
         """Ask a peer's handler; None means the node's own default."""
         ...

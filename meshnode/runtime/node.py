@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -184,6 +184,19 @@ class Node:
         Raises Unreachable, Overloaded, MeshTimeout, UnknownMethod, InvalidInput, or RemoteError with what it raised.
         """
         return await self.mesh.call(peer, method, args, timeout_s=timeout_s or self.config.call_timeout_s)
+
+    def tools(self) -> list[dict[str, Any]]:
+        """This node's tools: name, description, and parameters as JSON Schema; sorted by name."""
+        return [tool.listing() for _, tool in sorted(self.app.tools.items())] if self.app is not None else []
+
+    async def call_tool(self, peer: str, name: str, args: Mapping[str, Any], *, timeout_s: float = 30.0) -> Any:
+        """Call a peer's `@app.tool` (or one of this node's own), by the peer's name or id.
+
+        Raises UnknownMethod, InvalidInput naming the argument, MeshTimeout, Unreachable, or RemoteError.
+        """
+        from meshnode.tool_calls import call_tool
+
+        return await call_tool(self.mesh, peer, name, args, timeout_s=timeout_s)
 
     async def evaluate(
         self,

@@ -63,6 +63,7 @@ class Parts:
         assert mesh_id is not None
         keep_mesh_id(self.config.data_dir, mesh_id)
         await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
+        self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
             self.supervisor.start("declared variables", self.variables.register_declared)
 
@@ -103,7 +104,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     listener = _listen(config, stack)
 
     host = host_of(config)
-    work = Work(app, config, lambda slots, busy: membership.set_load(slots, busy))
+    work = Work(app, config, lambda slots, busy: membership.set_load(slots, busy), node.mesh)
     started = time.time_ns() // 1_000_000
     record = Record(
         node_id=node.node_id,

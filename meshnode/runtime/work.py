@@ -1,32 +1,40 @@
-"""This node's own workers: answers `RunTask`, and tells the mesh how many tasks run."""
+"""This node's own workers: answers `RunTask` and `CallTool`, and tells the mesh how many tasks run."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from consensus.machines.variables import Change as VariableChange
 from meshnode.app import App
 from meshnode.config import Config
 from meshnode.errors import UnknownMethod
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
-from meshnode.mesh import Caller
+from meshnode.mesh import Caller, Mesh, State
+from meshnode.tool_calls import ToolRouter
 from meshnode.workers.protocol import Task, TaskResult
 
 if TYPE_CHECKING:
     from meshnode.workers.pool import WorkerPool
 
+PUSH_AFTER_S = 0.01
+
 
 class Work:
     """The pool of one node. A client has none until it runs a task itself: then one is started.
 
-    `load(slots, busy)` is told whenever they change; clients offer nothing.
+    `load(slots, busy)` is told whenever they change; clients offer nothing. Tools that programs call are answered over
+    `mesh` by whoever asked for the run.
     """
 
-    def __init__(self, app: App | None, config: Config, load: Callable[[int, int], None]) -> None:
+    def __init__(self, app: App | None, config: Config, load: Callable[[int, int], None], mesh: Mesh) -> None:
         self._app = app
         self._config = config
         self._load = load
+        self._tools = ToolRouter(mesh, self.call_tool)
+        self._variables: Mapping[str, Any] | None = None
+        self._stop_following: Callable[[], None] | None = None
         self._pool: WorkerPool | None = None
         self._starting: asyncio.Task[WorkerPool] | None = None
         self._offers = config.role == "node" and app is not None and config.workers > 0
@@ -70,6 +78,44 @@ class Work:
             self.tell()
         return _reply(result)
 
+    async def call_tool(self, name: str, args: Mapping[str, Any], *, timeout_s: float = 30.0) -> Any:
+        """Call one of this node's own tools in a worker; raises what `WorkerPool.call_tool` says."""
+        if self._app is None or name not in self._app.tools:
+            known = ", ".join(sorted(self._app.tools)) if self._app else "none, it was started without --app"
+            raise UnknownMethod(f"this node has no tool {name!r}; its tools: {known or 'none'}")
+        self._app.tools[name].check(args)  # here already: what is refused costs no worker
+        pool = self._pool or await self._started()
+        return await pool.call_tool(name, args, timeout_s=timeout_s)
+
+    def follow(self, state: State, read: Callable[[], Mapping[str, Any]]) -> None:
+        """Push the variables that `read` gives to the workers, now and after each change; later runs see them."""
+        if not self._offers:
+            return
+        loop = asyncio.get_running_loop()
+        due: asyncio.TimerHandle | None = None
+
+        def push() -> None:
+            nonlocal due
+            due = None
+            self._variables = read()
+            if self._pool is not None:
+                self._pool.set_variables(self._variables)
+
+        def stop() -> None:
+            stop_listening()
+            if due is not None:
+                due.cancel()
+
+        def note(changes: list[Any]) -> None:
+            nonlocal due
+            # Many writes in a row are one push: workers need the newest values, not each.
+            if due is None and (not changes or any(isinstance(change, VariableChange) for change in changes)):
+                due = loop.call_later(PUSH_AFTER_S, push)
+
+        stop_listening = state.listen(note)
+        self._stop_following = stop
+        push()
+
     def statistics(self) -> dict[str, Any]:
         """The pool's figures; empty while there is none."""
         return self._pool.statistics() if self._pool is not None else {}
@@ -81,6 +127,8 @@ class Work:
 
     async def close(self) -> None:
         """End the workers."""
+        if self._stop_following is not None:
+            self._stop_following()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
@@ -95,10 +143,16 @@ class Work:
 
     async def _open(self) -> WorkerPool:
         assert self._app is not None
-        from meshnode.workers.pool import WorkerPool  # a client that only calls never needs it
+        from meshnode.workers.pool import Limits, WorkerPool  # a client that only calls never needs it
 
+        memory_mb = self._config.worker_memory_mb
         pool = WorkerPool(
-            self._app, workers=self._config.workers, threads=self._config.worker_threads, on_change=self.tell
+            self._app,
+            workers=self._config.workers,
+            threads=self._config.worker_threads,
+            limits=Limits(memory_limit_bytes=memory_mb * 2**20 if memory_mb else None),
+            on_tool_call=self._tools.route,
+            on_change=self.tell,
         )
         try:
             await pool.start()
@@ -106,6 +160,8 @@ class Work:
             await pool.close()
             raise
         self._pool = pool
+        if self._variables is not None:
+            pool.set_variables(self._variables)  # they may have changed while it started
         return pool
 
 

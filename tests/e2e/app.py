@@ -51,3 +51,32 @@ def picky() -> Program:
 @app.metric("mirrored")
 def mirrored(example: Mapping[str, Any], prediction: Mapping[str, Any], trace: Any = None) -> bool:
     return bool(example["answer"] == prediction["answer"])
+
+
+@app.tool
+def validate(answer: str, longest: int = 5) -> str:
+    """Cut an answer to what its asker takes.
+
+    answer: what a program would say.
+    longest: how many characters are taken.
+    """
+    return f"{answer[:longest]} by {os.environ.get('MESHNODE_NAME', os.getpid())}"
+
+
+@app.program("validated")
+def validated() -> Program:
+    """Has the owner of the session look over its answer; which argument it gives is up to the example."""
+
+    def run(inputs: Mapping[str, Any], session: Any = None) -> dict[str, Any]:
+        args = inputs.get("args", {"answer": inputs["text"][::-1]})
+        return {"answer": session.tools.validate(**args), "pid": os.getpid()}
+
+    return run
+
+
+shout = app.variable("shout", bool, False)
+
+
+@app.program("shouting")
+def shouting() -> Program:
+    return lambda inputs, session=None: {"answer": inputs["text"].upper() if shout.get() else inputs["text"]}

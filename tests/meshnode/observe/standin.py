@@ -84,6 +84,10 @@ class StandIn:
     def health(self) -> dict[str, Any]:
         return self.components
 
+    def tools(self) -> list[dict[str, Any]]:
+        parameters = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+        return [{"name": "lookup", "description": "Synonyms of a word.", "parameters": parameters}]
+
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
         self.called.append((peer, method, args, timeout_s))
         if method == "unknown":
