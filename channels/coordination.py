@@ -136,10 +136,24 @@ class Delivery:
             order.pause = self._timing.retry_s
             order.retry_at = now + order.pause
 
-    def on_message(self, peer: Peer, reliable: Reliable) -> list[Any]:
-        """What is to be delivered now, in order."""
+    def unwrap(self, peer: Peer, messages: list[Any]) -> list[Any]:
+        """A packet's messages as they are to be delivered now; those that come too early wait, repeats go."""
         order = self._order(peer)
-        order.ack_due = True
+        ready: list[Any] = []
+        for message in messages:
+            if type(message) is not Reliable:
+                ready.append(message)
+                continue
+            order.ack_due = True
+            if message.sequence == order.expected and not order.early:
+                order.expected += 1
+                ready.append(message.message)
+            else:
+                ready += self._sort_in(order, message)
+        return ready
+
+    def _sort_in(self, order: Order, reliable: Reliable) -> list[Any]:
+        """What a message out of turn makes ready."""
         if order.expected < reliable.first:
             # New to us, or the sender has given up what we waited for.
             for sequence in [s for s in order.early if s < reliable.first]:

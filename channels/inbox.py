@@ -23,7 +23,6 @@ from channels.envelope import (
     Packet,
     Part,
     Publish,
-    Reliable,
     Request,
     Response,
     Subscribe,
@@ -63,7 +62,6 @@ class Inbox:
             Whole: self._on_whole,
             Window: self._on_window,
             Goodbye: self._on_goodbye,
-            Reliable: self._on_reliable,
         }
         self._body: Bytes | None = None
         self._now = 0.0
@@ -91,6 +89,8 @@ class Inbox:
         if lag < peer.lag:
             peer.lag = lag
         try:
+            if router.delivery is not None:
+                messages = router.delivery.unwrap(peer, messages)
             self.dispatch(peer, messages, body)
         except Exception:
             self._drops.count("failed")  # ours to mend, but no reason to stop taking packets
@@ -230,14 +230,6 @@ class Inbox:
     def _on_ack(self, peer: Peer, ack: Ack) -> None:
         if self._router.delivery is not None:
             self._router.delivery.on_ack(peer, self._router.session, ack, self._now)
-
-    def _on_reliable(self, peer: Peer, reliable: Reliable) -> None:
-        if self._router.delivery is None:
-            self._drops.count("malformed")
-            return
-        ready = self._router.delivery.on_message(peer, reliable)
-        if ready:
-            self.dispatch(peer, ready)
 
     def _on_whole(self, peer: Peer, whole: Whole) -> None:
         message = self._router.chunks.on_whole(peer, whole)

@@ -105,7 +105,7 @@ class Peer:
             "serving": self.serving,
             "queued": self.queued(),
             "queued_bytes": self.out_bytes,
-            "rtt": self.rtt.summary(),
+            "rtt": {**self.rtt.summary(), "last_s": self.rtt_s},
         }
 
 
@@ -151,7 +151,9 @@ class Peers:
     def introduce(self, node_id: str, address: str, key: bytes | None, now: float) -> Peer:
         """Set or change where a peer is. Links to an earlier address are closed."""
         peer = self.known(node_id)
-        if peer.introduced and (peer.address, peer.key) != (address, key):
+        if peer.introduced:
+            if (peer.address, peer.key) == (address, key):
+                return peer
             # Only what we opened: it led to the old address. What the peer opened to us may be from the new one.
             self._close_paths(peer, f"{node_id} moved to {address}", [path for path in peer.paths if path.outbound])
         peer.address, peer.key, peer.introduced = address, key, True
