@@ -158,7 +158,7 @@ def starve(settings: Settings, *, count: int, sick: int, seconds: float, seed: i
     false = FalseDeaths(cluster, nodes[:sick])
     for node in nodes[:sick]:
         node.timers_run = True
-        cluster.starve(node, stall_s=(1.0, 8.0), run_s=(0.05, 0.5))
+        cluster.starve(node, stall_s=(2.0, 20.0), run_s=(0.05, 0.5))
     cluster.run(seconds)
     return false
 
@@ -243,7 +243,7 @@ def main() -> None:
                 f" {death.all:8.1f} {false.of_healthy / cluster.clock.now * 3600:7.1f}",
                 flush=True,
             )
-    print("\nfalse deaths believed in 120 s; at 1 % of the nodes what arrives waits 1 to 8 s, again and again")
+    print("\nfalse deaths believed in 120 s; at 1 % of the nodes what arrives waits 2 to 20 s, again and again")
     for count in [size for size in arguments.sizes if size >= 100]:
         for name, settings in (("plain SWIM", plain_swim(LAN)), ("with Lifeguard", LAN)):
             false = starve(settings, count=count, sick=max(1, count // 100), seconds=120, seed=seed)
