@@ -8,6 +8,15 @@
 
     temperature = app.variable("temperature", float, 0.7, ge=0.0, le=2.0)
 
+A program may have a state, a JSON object, by which an optimiser improves it without touching its code:
+
+    {"instructions": "Name the module.", "demos": [{"docstring": "…", "answer": "json"}], "variables": {"warmth": 0.3}}
+
+It takes one by a method `load_state(state: dict)`, called once after it is built (as `dspy.Module` has it), or by an
+argument `state` of its call, with a default for when there is none. What stands under "variables" is also set in its
+session, over the mesh's own values, so a program that only reads variables needs neither. Other keys mean what the
+program says.
+
 An `App` holds declarations and nothing that runs. Worker processes load it again by its `location`; what crosses the
 network is a name, never code.
 """

@@ -1,4 +1,7 @@
-"""Builds an app's programs, each once per state, and calls them as they want to be called."""
+"""Builds an app's programs, each once per state, and calls them as they want to be called.
+
+A state is a JSON object; what a program must offer to take one stands in `meshnode.app`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from meshnode.app import App
@@ -19,17 +23,25 @@ MAX_STATES = 64  # built programs kept; one with a state not seen for longest go
 class Program:
     """A built program. `call(inputs, session)` returns the prediction, or an awaitable of it if `is_async`.
 
-    Several threads may call it at once.
+    Several threads may call it at once. variables: those its state sets, over the session's.
     """
 
-    __slots__ = ("call", "is_async", "name")
+    __slots__ = ("call", "is_async", "name", "variables")
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        state: Mapping[str, Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.name = name
+        self.variables = variables or {}
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
-        self.call = _adapt_call(function)
+        self.call = _adapt_call(function if state is None else partial(function, state=state))
 
 
 class Programs:
@@ -86,8 +98,9 @@ def build(app: App, name: str, state: bytes | None) -> Program:
                 made.close()
             raise AppError("its builder is async; make it plain, the program it returns may be async")
         made = _adapt_module(made, app)
-        if state is not None:
-            _load_state(made, state)
+        values = None if state is None else _read_state(state)
+        variables = {} if values is None else _variables_of(values, app)
+        given = None if values is None else _give_state(made, values)
     except (AppError, InvalidInput) as error:
         raise type(error)(f"program {name!r}: {error}") from None
     except (Exception, SystemExit) as error:
@@ -97,7 +110,7 @@ def build(app: App, name: str, state: bytes | None) -> Program:
     function = made if callable(made) else getattr(made, "forward", None)
     if not callable(function):
         raise AppError(f"program {name!r}: its builder returned a {type(made).__name__}; return a callable")
-    return Program(name, function)
+    return Program(name, function, state=given, variables=variables)
 
 
 def _adapt_module(made: Any, app: App) -> Any:
@@ -109,17 +122,45 @@ def _adapt_module(made: Any, app: App) -> Any:
     return made
 
 
-def _load_state(made: Any, state: bytes) -> None:
-    load = getattr(made, "load_state", None)
-    if not callable(load):
-        raise AppError("it was sent a state but has no load_state(state: dict)")
+def _read_state(state: bytes) -> Mapping[str, Any]:
     try:
         values = json.loads(state)
     except ValueError as error:
         raise InvalidInput(f"its state is not JSON ({error})") from None
     if not isinstance(values, Mapping):
         raise InvalidInput(f"its state is a {type(values).__name__}, not an object")
-    load(values)
+    return values
+
+
+def _variables_of(values: Mapping[str, Any], app: App) -> dict[str, Any]:
+    """The variables a state sets; those the app declares are checked by their own rules."""
+    variables = values.get("variables", {})
+    if not isinstance(variables, Mapping):
+        raise InvalidInput(f"its state's variables are a {type(variables).__name__}, not an object")
+    declared = app.variables
+    return {name: declared[name].check(value) if name in declared else value for name, value in variables.items()}
+
+
+def _give_state(made: Any, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Load the state into the program, or return what each of its calls is to be given."""
+    load = getattr(made, "load_state", None)
+    if callable(load):
+        load(values)
+        return None
+    if _takes_state(made):
+        return values
+    if set(values) <= {"variables"}:
+        return None  # the session has them
+    raise AppError("it was sent a state but takes none: give it load_state(state: dict), or an argument `state`")
+
+
+def _takes_state(made: Any) -> bool:
+    try:
+        parameters = inspect.signature(made if callable(made) else made.forward).parameters
+    except (TypeError, ValueError, AttributeError):  # a builtin that doesn't tell, or no program at all
+        return False
+    state = parameters.get("state")
+    return state is not None and state.kind is not inspect.Parameter.POSITIONAL_ONLY
 
 
 def _adapt_call(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:

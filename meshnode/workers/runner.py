@@ -240,7 +240,7 @@ class Runner:
         started = time.perf_counter()
         prediction, score, error = b"", None, None
         try:
-            session = self._session(running)
+            session = self._session(running, program)
             session_variables.set(session.variables)
             value = program.call(inputs, session)
             if inspect.isawaitable(value):
@@ -262,7 +262,7 @@ class Runner:
             except MeshError as refused:
                 running.outcome = Declined(running.job, refused.code, str(refused))
                 return
-            session = self._session(running)
+            session = self._session(running, program)
             session_variables.set(session.variables)
             value = await program.call(inputs, session)
             prediction = _pack_prediction(program, value)
@@ -325,10 +325,12 @@ class Runner:
         running.outcome = Done(running.job, result)
         self._finish(running)
 
-    def _session(self, running: _Running) -> Session:
+    def _session(self, running: _Running, program: Program) -> Session:
         task = running.work
         assert isinstance(task, Task), "tools have no session of their own"
         variables = self._variables
+        if program.variables:
+            variables = MappingProxyType({**variables, **program.variables})
         if task.variables is not None:
             variables = MappingProxyType({**variables, **unpack(task.variables)})
         return Session(task.session, task.caller, task.attempt, variables, Tools(partial(self._ask, running)))

@@ -61,6 +61,24 @@ def with_session() -> Any:
     return run
 
 
+@app.program("takes_state")
+def takes_state() -> Any:
+    def run(inputs: dict[str, Any], session: Any = None, state: Any = None) -> dict[str, Any]:
+        return {"answer": f"{(state or {}).get('greeting', 'hello')} {inputs['text']}, {style.get()}"}
+
+    return run
+
+
+@app.program("takes_state_async")
+def takes_state_async() -> Any:
+    plain = takes_state()
+
+    async def run(inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
+        return dict(plain(inputs, None, state))
+
+    return run
+
+
 @app.program("raises")
 def raises() -> Any:
     def run(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,26 @@ async def test_a_state_is_loaded_into_a_program_of_its_own(pool: WorkerPool) -> 
 async def test_a_bad_state_is_refused(pool: WorkerPool) -> None:
     with pytest.raises(InvalidInput, match=r"program 'stateful': its state is not JSON"):
         await pool.run(msgspec.structs.replace(task("stateful", text="x"), state=b"{"))
-    with pytest.raises(AppError, match=r"program 'echo': it was sent a state but has no load_state"):
-        await pool.run(msgspec.structs.replace(task("echo", text="x"), state=b"{}"))
+    with pytest.raises(AppError, match=r"program 'echo': it was sent a state but takes none"):
+        await pool.run(msgspec.structs.replace(task("echo", text="x"), state=b'{"greeting": "x"}'))
+    with pytest.raises(InvalidInput, match=r"program 'session': variable 'style' must be of type str, not 3"):
+        await pool.run(msgspec.structs.replace(task("session"), state=b'{"variables": {"style": 3}}'))
+
+
+async def test_a_call_that_takes_a_state_is_given_it(pool: WorkerPool) -> None:
+    state = b'{"greeting": "bye", "variables": {"style": "loud"}}'
+    for program in ("takes_state", "takes_state_async"):
+        assert answer(await pool.run(task(program, text="x"))) == "hello x, plain"
+        assert answer(await pool.run(msgspec.structs.replace(task(program, text="x"), state=state))) == "bye x, loud"
+
+
+async def test_a_states_variables_stand_over_the_meshs(pool: WorkerPool) -> None:
+    pool.set_variables({"style": "rich", "other": 1})
+    state = b'{"variables": {"style": "bare"}}'
+    result = unpack((await pool.run(msgspec.structs.replace(task("session"), state=state))).prediction)
+    assert (result["answer"], result["variables"]) == ("bare", {"style": "bare", "other": 1})
+    assert answer(await pool.run(task("session"))) == "rich"
+    pool.set_variables({})
 
 
 async def test_what_a_program_raises_is_its_result_with_the_users_frames_only(pool: WorkerPool) -> None:
