@@ -81,8 +81,6 @@ def test_a_snapshot_is_neither_acknowledged_nor_applied_from_before_it_is_durabl
     assert c.restored == []
     cluster.tick(4)  # heartbeats are answered meanwhile
     assert c.restored == []
-        0
-    ]
     assert a.core.state.leadership is not None
     assert a.core.state.leadership.progress["c"].match_index < 5
     c.sync()

@@ -113,30 +113,33 @@ def commit_what_the_leader_committed(patch: Patch) -> None:
     patch.setitem(node._HANDLERS, messages.Append, receive)
 
 
-MUTATIONS: dict[Callable[[Patch], None], int] = {  # and how many seeds it may take
-    vote_without_comparing_logs: 60,
-    commit_earlier_terms_by_counting: 400,
-    acknowledge_before_durable: 20,
-    forget_term_and_vote_on_restart: 200,
-    send_votes_before_durable: 20,
-    truncate_on_overlap: 60,
-    serve_reads_without_a_quorum: 100,
-    serve_reads_before_an_entry_of_the_own_term: 200,
-    vote_against_a_lease: 100,
-    run_a_retried_command_again: 20,
-    change_members_in_one_step: 100,
-    count_a_minority: 20,
-    commit_what_the_leader_committed: 60,
+# Where to begin looking, so that the suite is quick; whatever changes the traces moves it, hence the wide bound.
+MUTATIONS: dict[Callable[[Patch], None], int] = {
+    vote_without_comparing_logs: 0,
+    commit_earlier_terms_by_counting: 30,
+    acknowledge_before_durable: 0,
+    forget_term_and_vote_on_restart: 70,
+    send_votes_before_durable: 0,
+    truncate_on_overlap: 50,
+    serve_reads_without_a_quorum: 20,
+    serve_reads_before_an_entry_of_the_own_term: 25,
+    vote_against_a_lease: 70,
+    run_a_retried_command_again: 0,
+    change_members_in_one_step: 40,
+    count_a_minority: 0,
+    commit_what_the_leader_committed: 0,
 }
+BOUND = 300
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda each: each.__name__)
 def test_a_broken_rule_is_noticed(mutate: Callable[[Patch], None], monkeypatch: Patch) -> None:
     mutate(monkeypatch)
-    for seed in range(MUTATIONS[mutate]):
+    first = MUTATIONS[mutate]
+    for seed in range(first, first + BOUND):
         try:
             World(seed).run()
         except (AssertionError, ProtocolViolation) as noticed:
             print(f"{mutate.__name__}: seed {seed}: {noticed}")
             return
-    pytest.fail(f"nobody noticed in {MUTATIONS[mutate]} seeds")
+    pytest.fail(f"nobody noticed in {BOUND} seeds")
