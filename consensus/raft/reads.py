@@ -20,74 +20,82 @@ from consensus.raft import commit, replication
 from consensus.raft.durability import send
 from consensus.raft.effects import ReadReady
 from consensus.raft.messages import ReadIndex, ReadIndexReply
-from consensus.raft.state import State
+from consensus.raft.state import Asked, State
 
 
 def read(state: State, ids: list[Any]) -> None:
     """Begin reads; on a follower, by asking its leader. Raises NotLeader if there is none, or none of ours."""
-    if state.leadership is not None:
-        state.leadership.waiting_reads.extend((None, read) for read in ids)
-        ask(state)
-        return
-    if state.leader is None or state.id not in state.configuration.members:
+    if state.leadership is None and (state.leader is None or state.id not in state.configuration.members):
         raise NotLeader(state.leader)  # whoever is no member will never apply what it would have to wait for
-    state.next_read += 1
-    state.forwarded_reads[state.next_read] = ids
-    send(state, state.leader, ReadIndex(state.term, state.next_read))
+    state.waiting_reads.extend(ids)
+    if state.leadership is not None:
+        ask(state)
+    else:
+        _ask_leader(state)
 
 
 def ask(state: State) -> None:
     """Begin a round for the reads that wait, unless one is under way."""
     leadership = replication.office(state)
-    if not leadership.waiting_reads or leadership.asked_reads is not None or not knows_commit(state):
+    if leadership.asked_reads is not None or not knows_commit(state):
         return
-    readers, leadership.waiting_reads = leadership.waiting_reads, []
-    leadership.asked_reads = (leadership.round + 1, state.commit_index, readers)
-    replication.heartbeat(state)
-    confirm(state)
+    if state.waiting_reads or leadership.waiting_followers:
+        leadership.asked_reads = Asked(
+            leadership.round + 1, state.commit_index, state.waiting_reads, leadership.waiting_followers
+        )
+        state.waiting_reads, leadership.waiting_followers = [], {}
+        replication.heartbeat(state)
+        confirm(state)
 
 
 def confirm(state: State) -> None:
     """Settle the reads whose round a majority has answered."""
     leadership = replication.office(state)
-    while leadership.asked_reads is not None:
-        begun, index, readers = leadership.asked_reads
+    asked = leadership.asked_reads
+    if asked is None:
+        return
 
-        def answered(node: str) -> int:
-            return leadership.round if node == state.id else leadership.progress[node].round
+    def answered(node: str) -> int:
+        return leadership.round if node == state.id else leadership.progress[node].round
 
-        if state.configuration.reached(answered) < begun:
-            return
-        leadership.asked_reads = None
-        local = [read for follower, read in readers if follower is None]
-        if local:
-            state.out.append(ReadReady(local, index))
-        for follower, read in readers:
-            if follower is not None:
-                send(state, follower, ReadIndexReply(state.term, read, index))
-        ask(state)
+    if state.configuration.reached(answered) < asked.round:
+        return
+    leadership.asked_reads = None
+    if asked.reads:
+        state.out.append(ReadReady(asked.reads, asked.index))
+    for follower, number in asked.followers.items():
+        send(state, follower, ReadIndexReply(state.term, number, asked.index))
+    ask(state)
 
 
 def receive_read_index(state: State, source: str, message: ReadIndex) -> None:
     """A follower asks on behalf of its own clients."""
     if state.leadership is not None:
-        state.leadership.waiting_reads.append((source, message.id))
+        state.leadership.waiting_followers[source] = message.id
         ask(state)
 
 
 def receive_read_index_reply(state: State, source: str, message: ReadIndexReply) -> None:
     """The leader told from which index on our reads are linearizable."""
-    ids = state.forwarded_reads.pop(message.id, None) if source == state.leader else None
-    if ids is not None:
-        state.settled_reads.append((message.index, ids))
+    if source == state.leader and message.id == state.read_number and state.forwarded_reads:
+        state.settled_reads.append((message.index, state.forwarded_reads))
+        state.forwarded_reads = []
         commit.apply(state)
+        _ask_leader(state)
 
 
 def ask_again(state: State) -> None:
-    """Questions or answers may have been lost."""
-    for read in state.forwarded_reads:
-        if state.leader is not None:
-            send(state, state.leader, ReadIndex(state.term, read))
+    """The question or its answer may have been lost."""
+    if state.forwarded_reads and state.leader is not None:
+        send(state, state.leader, ReadIndex(state.term, state.read_number))
+
+
+def _ask_leader(state: State) -> None:
+    """One question at a time, for all reads that wait by then."""
+    if state.waiting_reads and not state.forwarded_reads:
+        state.read_number += 1
+        state.forwarded_reads, state.waiting_reads = state.waiting_reads, []
+        ask_again(state)
 
 
 def knows_commit(state: State) -> bool:

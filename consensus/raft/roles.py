@@ -28,14 +28,11 @@ def become_follower(state: State, term: int, leader: str | None) -> None:
 
 def leave_office(state: State) -> None:
     """Forget all that held for one role in one term; reads that were asked then fail."""
-    failed = [read for ids in state.forwarded_reads.values() for read in ids]
-    if state.leadership is not None:
-        asked = state.leadership.asked_reads
-        readers = state.leadership.waiting_reads + (asked[2] if asked else [])
-        failed += [read for follower, read in readers if follower is None]
+    asked = state.leadership.asked_reads if state.leadership else None
+    failed = (asked.reads if asked else []) + state.forwarded_reads + state.waiting_reads
     if failed:
         state.out.append(ReadFailed(failed))
-    state.forwarded_reads.clear()
+    state.forwarded_reads, state.waiting_reads = [], []
     state.leadership = None
     state.leader = None
     state.votes.clear()

@@ -70,6 +70,16 @@ class Handover:
 
 
 @dataclass(slots=True)
+class Asked:
+    """Reads that may be answered at `index`, once a majority has answered `round`."""
+
+    round: int
+    index: int
+    reads: list[Any]
+    followers: dict[str, int]
+
+
+@dataclass(slots=True)
 class Leadership:
     """What only a leader knows; gone with its office."""
 
@@ -78,8 +88,8 @@ class Leadership:
     heartbeat_at: int = 0
     round: int = 0  # stamped on every Append; a majority's echo proves that this leader led when it began
     rounds_begun: dict[int, int] = field(default_factory=dict)  # round: tick
-    waiting_reads: list[tuple[str | None, Any]] = field(default_factory=list)  # (follower or None, id)
-    asked_reads: tuple[int, int, list[tuple[str | None, Any]]] | None = None  # (round, commit index, readers)
+    waiting_followers: dict[str, int] = field(default_factory=dict)  # its question; one at a time
+    asked_reads: Asked | None = None
     handover: Handover | None = None
     may_lease: bool = True  # False for good once TimeoutNow was sent: it may arrive at any time
     recent: Append | None = None  # the last Append built, for the next follower that stands at the same place
@@ -116,9 +126,10 @@ class State:
     heard_round: int = 0
     incoming: Incoming | None = None
     restoring: Snapshot | None = None  # adopted, not durable yet: nothing is applied meanwhile
-    forwarded_reads: dict[int, list[Any]] = field(default_factory=dict)  # asked of the leader
+    forwarded_reads: list[Any] = field(default_factory=list)  # asked of the leader, in question `read_number`
+    read_number: int = 0
     settled_reads: list[tuple[int, list[Any]]] = field(default_factory=list)  # answered; wait to be applied
-    next_read: int = 0
+    waiting_reads: list[Any] = field(default_factory=list)  # for the next round (as follower: question)
     out: list[Effect] = field(default_factory=list)
 
     @property
@@ -150,7 +161,7 @@ def load(node_id: str, settings: Settings, rng: random.Random, stored: Stored) -
         commit_index=snapshot.index,
         applied_index=snapshot.index,
         # Reads asked before a restart must not be confused with those after it.
-        next_read=rng.getrandbits(48),
+        read_number=rng.getrandbits(48),
     )
     state.durability.durable_index = state.log.last_index
     return state

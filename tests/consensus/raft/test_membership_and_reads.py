@@ -145,7 +145,7 @@ def test_an_answer_to_a_read_of_an_earlier_life_is_not_taken_for_one_of_this() -
     assert isinstance(asked, ReadIndex)
     b.core.state.rng.random()
     b.restart()
-    b.core.state.next_read += 12345  # another start draws another number
+    b.core.state.read_number += 12345  # another start draws another number
     b.step("a", Append(2, 2, 2, 2, 9, []))
     b.do(b.core.read(["after"]))
     b.step("a", ReadIndexReply(2, asked.id, 0))

@@ -7,7 +7,7 @@ import pytest
 from consensus.errors import ProtocolViolation
 from consensus.raft import Snapshot
 from consensus.raft.effects import LoadChunk
-from consensus.raft.messages import Append, AppendReply, SnapshotChunk, SnapshotReply, TimeoutNow
+from consensus.raft.messages import AppendReply, SnapshotChunk, SnapshotReply, TimeoutNow
 from tests.consensus.raft.cluster import SETTINGS, Cluster, Node, T, node
 
 DATA = b"all that was written so far"

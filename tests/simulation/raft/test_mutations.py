@@ -67,9 +67,9 @@ def truncate_on_overlap(patch: Patch) -> None:
 
 def serve_reads_without_a_quorum(patch: Patch) -> None:
     def ask(state: State) -> None:
-        assert state.leadership is not None
-        readers, state.leadership.waiting_reads = state.leadership.waiting_reads, []
-        state.out.append(ReadReady([read for source, read in readers if source is None], state.commit_index))
+        waiting, state.waiting_reads = state.waiting_reads, []
+        if waiting:
+            state.out.append(ReadReady(waiting, state.commit_index))
 
     patch.setattr(reads, "ask", ask)
 
