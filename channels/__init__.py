@@ -1,7 +1,7 @@
 """Transport: four ZeroMQ channels between nodes, one envelope, and an in-memory twin.
 
-    import channels
-    node = await open_channels("node-a", handler=lambda incoming: incoming.body)      # channels.zeromq
+    from channels.zeromq import open_channels
+    node = await open_channels("node-a", handler=lambda incoming: incoming.body)
     node.set_peer("node-b", {"inference": "tcp://host-b:7701", ...})
     reply = await node["inference"].request("node-b", "echo", b"hello")
 
@@ -21,7 +21,7 @@ between channels. A node does not receive what it publishes itself.
 The way of a request, module by module: `router` makes a struct and a future, `outbox` packs the tick's messages for a
 peer, `codec` encodes them in C, a `wire` (`zmq_wire`, or `memory` with seeded faults) carries the packet, the peer's
 `inbox` decodes it and calls the handler, `service` runs what the handler started, and the reply comes back the same
-way. `peers` opens and closes links, `sweep` keeps time, `coordination`, `backlog`, `chunks`, `streams` and `topics` are
+way. `peers` opens and closes links, `links` says what follows, `sweep` keeps time, `coordination`, `backlog`, `chunks`, `streams` and `topics` are
 what makes the channels differ, `security` keeps the door, `local` does the same to worker processes.
 
 The wire, for who wants to write another implementation

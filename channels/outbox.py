@@ -77,7 +77,8 @@ class Outbox:
             self._count = 0
             if not self.waits:
                 self._loop.call_soon(self.flush)
-                if self._lonely and not peer.blocked:
+                path = peer.path
+                if self._lonely and path is not None and path.link is not None and not peer.blocked:
                     # The last tick had one message: don't let this one wait for company that mostly doesn't come.
                     self.send(peer)
                     return

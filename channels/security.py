@@ -68,6 +68,6 @@ class Guard:
         self._loop_socket.check()
 
     def close(self) -> None:
-        """Stop answering: without a handler ZeroMQ refuses."""
+        """Stop answering; sockets with an enforced domain then refuse everyone."""
         self._loop_socket.close()
         self._socket.close()

@@ -124,6 +124,9 @@ class ZmqWire:
     def _bind(self, address: str) -> None:
         if self._security is not None:
             self._bound.setsockopt(zmq.CURVE_SERVER, 1)
+            # Without these a context that has lost its guard would let everyone in.
+            self._bound.setsockopt(zmq.ZAP_DOMAIN, b"meshnode")
+            self._bound.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
             self._bound.setsockopt(zmq.CURVE_SECRETKEY, self._security.secret_key)
         try:
             self._bound.bind(address)

@@ -19,9 +19,18 @@ from channels.errors import (
     UnknownCommand,
     Unreachable,
 )
+from channels.four import FourChannels
+from channels.router import Router
 from channels.spec import CHANNELS, Limits
-from channels.transport import CHANNEL_NAMES, ChannelName, FaultError, Incoming
+from channels.transport import CHANNEL_NAMES, Channel, ChannelName, Channels, FaultError, Incoming
 from tests.channels.conftest import FAST, Mesh, until
+
+
+def test_both_implementations_are_channels_to_a_type_checker() -> None:
+    channels: type[Channels] = FourChannels
+    channel: type[Channel] = Router
+    assert channels
+    assert channel
 
 
 @pytest.mark.parametrize("name", CHANNEL_NAMES)
