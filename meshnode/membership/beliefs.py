@@ -12,11 +12,12 @@ import msgspec
 
 from meshnode.membership.authority import Authority, C
 from meshnode.membership.broadcasts import Broadcasts
-from meshnode.membership.effects import Changed, Effect, Forgotten, Heard, Send
+from meshnode.membership.effects import Changed, Effect, Expelled, Forgotten, Heard, Send
 from meshnode.membership.health import Health
 from meshnode.membership.members import Known, Table, supersedes
 from meshnode.membership.messages import (
     RECORD_BYTES,
+    REVOKED,
     Alive,
     Dead,
     Entry,
@@ -26,6 +27,7 @@ from meshnode.membership.messages import (
     LoadNow,
     News,
     Record,
+    Revoked,
     Shout,
     Suspect,
     decode_update,
@@ -36,7 +38,7 @@ from meshnode.membership.suspicion import Suspicion
 from meshnode.membership.timers import Timers
 from meshnode.mesh import MemberChange, MemberState
 
-_STATE: dict[type, MemberState] = {Suspect: "suspect", Dead: "dead", Left: "left"}
+_STATE: dict[type, MemberState] = {Suspect: "suspect", Dead: "dead", Left: "left", Revoked: "left"}
 _MEMBERS_MAX = 20_000  # beyond that nobody new is taken in: somebody invents members
 _HEARD_MAX = 4096  # users' events remembered, so as to hear each once
 _SHOUTS_MAX = 1024  # users' events queued; beyond that the newest is refused
@@ -196,6 +198,8 @@ class Beliefs:
     def reap(self) -> None:
         """Forget those who are dead or gone for long enough."""
         for known in [known for known in self.table if self._is_stale(known.state, known.since)]:
+            if known.incarnation == REVOKED:
+                continue  # who comes later must hear of it, too
             self.table.remove(known)
             self._seen.clear()  # what is forgotten may be news again
             self._out.append(Forgotten(known.record.node_id))
@@ -211,10 +215,12 @@ class Beliefs:
         # Heard of for the first time, and already doubted: no one is told that it lives.
         state = _STATE[type(claim)]
         since = self._timers.now - round(entry.age_s / self._settings.tick_s)
-        if self._is_stale(state, since):
+        revoked = isinstance(claim, Revoked)
+        if self._is_stale(state, since) and not revoked:
             return
         genuine = self._authority.genuine
-        if not (self._admits(None, entry.alive) and genuine(alive) and genuine(claim)):
+        # A revoked member's record counts for nothing any more, so it needs no proof to be listed as gone.
+        if not (self._admits(None, entry.alive) and genuine(claim) and (revoked or genuine(alive))):
             self.refused += 1
             return
         record = alive.record
@@ -237,6 +243,9 @@ class Beliefs:
             return
         if not self._admits(known, update) or not self._authority.genuine(claim):
             self.refused += 1
+            if known is not None and known.incarnation == REVOKED:
+                # It still speaks, so there may be someone who has not heard that it is out.
+                self.broadcasts.membership.put(record.node_id, known.claim)
             return
         self._remember(update)
         if known is None:
@@ -258,6 +267,9 @@ class Beliefs:
             self._on_accused(claim)
             return
         if known is None:
+            if isinstance(claim, Revoked) and self._authority.genuine(claim):
+                self._remember(update)
+                self.broadcasts.membership.put((claim.node_id, "revoked"), update)
             return
         state = _STATE[type(claim)]
         if not supersedes(claim.incarnation, state, known.incarnation, known.state):
@@ -319,6 +331,10 @@ class Beliefs:
         if not self._authority.genuine(claim):
             self.refused += 1
             return
+        if isinstance(claim, Revoked):
+            self.leaving = True  # nothing to refute: it is the authority's to say
+            self._out.append(Expelled())
+            return
         self._health.worse()
         self.declare(self.me.record, above=claim.incarnation)
 
@@ -326,6 +342,9 @@ class Beliefs:
         # Another life of this identity: an earlier one whose record still goes round, or a second process.
         self.addressed = True
         if other.started == self.me.record.started or other.incarnation <= self.me.incarnation or self.leaving:
+            return
+        if not self._authority.genuine(Alive(other)):
+            self.refused += 1
             return
         self.declare(self.me.record, above=other.incarnation)
         self.twin(other)

@@ -3,7 +3,8 @@
     "mn" | version (1 byte) | mesh tag (8 bytes) | MessagePack
 
 The mesh tag is the beginning of SHA-256 of the mesh id, zero for join datagrams, whose sender knows no mesh yet. What
-carries another mesh's tag is dropped and counted. `Envelope` is the seam at which datagrams will be sealed.
+carries another mesh's tag is dropped and counted. `Envelope` is the seam at which datagrams are sealed where the mesh
+has a key (`meshnode.security.seal`).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _NAME_KEPT_S = 60.0  # how long a resolved host name is used
 class Envelope(Protocol):
     """Wraps what is sent and unwraps what came. Joins are wrapped for `mesh_id` None."""
 
-    def seal(self, body: bytes, mesh_id: str | None) -> bytes:
-        """The datagram to send."""
+    def seal(self, body: bytes, mesh_id: str | None, peer: str = "") -> bytes:
+        """The datagram to send; `peer` is the node id it is for, if no other node may take it."""
         ...
 
     def open(self, datagram: bytes, mesh_id: str | None) -> tuple[bytes, bool]:
@@ -51,7 +52,7 @@ class Dropped(Exception):
 class Plain:
     """The envelope without cryptography: tells meshes apart, hides and proves nothing."""
 
-    def seal(self, body: bytes, mesh_id: str | None) -> bytes:
+    def seal(self, body: bytes, mesh_id: str | None, peer: str = "") -> bytes:  # noqa: ARG002 - the seam's shape
         """The datagram to send."""
         return _MAGIC + mesh_tag(mesh_id) + body
 

@@ -60,4 +60,8 @@ class Duplicated(msgspec.Struct, frozen=True):
     holder: Holder
 
 
-Effect: TypeAlias = Send | SendReliable | Changed | Forgotten | Heard | Answered | Duplicated
+class Expelled(msgspec.Struct, frozen=True):
+    """The mesh's certificate authority has revoked this node: it must stop."""
+
+
+Effect: TypeAlias = Send | SendReliable | Changed | Forgotten | Heard | Answered | Duplicated | Expelled

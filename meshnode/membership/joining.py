@@ -67,6 +67,7 @@ class Joining:
     node_id: str
     name: str
     mesh_id: str | None
+    silence: str = "does a node run there?"  # what to look at where no answer comes
     hopeless: bool = False  # set when asking again can't help
     _waiting: dict[bytes, asyncio.Future[JoinAnswer | JoinRefusal]] = field(default_factory=dict)
 
@@ -164,15 +165,14 @@ class Joining:
         request = JoinRequest(
             request.nonce, self.node_id, self.name, request.mesh_id, bytes(max(0, DATAGRAM_BYTES - 2 - bare))
         )
-        datagram = self.seal(request)
         answer = self._waiting[request.nonce] = loop.create_future()
         until = min(deadline, loop.time() + _ANSWER_S)
         try:
             while not answer.done() and loop.time() < until:
-                self.carrier.send_to(address, datagram)
+                self.carrier.send_to(address, self.seal(request))  # sealed anew: the same bytes would be a replay
                 await asyncio.wait([answer], timeout=min(_RESEND_S, until - loop.time()))
             if not answer.done():
-                raise Refused(f"no answer from {address_of(address)}; does a node run there?", final=False)
+                raise Refused(f"no answer from {address_of(address)}; {self.silence}", final=False)
             said: JoinAnswer | JoinRefusal = answer.result()
         finally:
             del self._waiting[request.nonce]

@@ -7,6 +7,7 @@ signature in it stays valid and a copy that was seen before is known by its byte
     Suspect, Dead          an accuser: "it did not answer at incarnation i"; a higher Alive refutes it
     Left                   the subject itself: "I go"
     Load                   the subject itself: slots and busy, by a version of its own
+    Revoked                the mesh's certificate authority: "it is out", for good
 
 Datagrams (array-like MessagePack, the first item is the tag):
 
@@ -59,7 +60,10 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
     http: str = ""
     tags: dict[str, str] = {}
     programs: tuple[str, ...] = ()
-    key: bytes = b""  # what the coordination channel authenticates the member by
+    key: bytes = b""  # the CURVE key that the channels authenticate the member by
+    identity: bytes = b""  # the Ed25519 key whose hash is the node id; checks `signature`
+    admission: bytes = b""  # proves that the subject holds a key of the mesh
+    certificate: bytes = b""  # where a mesh has a certificate authority
     signature: bytes = b""
 
 
@@ -70,28 +74,31 @@ class Alive(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """An accuser: it does not answer."""
+    """An accuser: it does not answer. `identity` is the accuser's key, whose hash is its node id."""
 
     node_id: NodeId
     incarnation: Count
     accuser: NodeId
+    identity: bytes = b""
     signature: bytes = b""
 
 
 class Dead(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """An accuser: it was suspected for long enough and did not refute."""
+    """An accuser: it was suspected for long enough and did not refute. `identity` as in Suspect."""
 
     node_id: NodeId
     incarnation: Count
     accuser: NodeId
+    identity: bytes = b""
     signature: bytes = b""
 
 
 class Left(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """The member itself: I go."""
+    """The member itself: I go. `identity` is its key."""
 
     node_id: NodeId
     incarnation: Count
+    identity: bytes = b""
     signature: bytes = b""
 
 
@@ -114,7 +121,17 @@ class Shout(msgspec.Struct, array_like=True, frozen=True, tag=6):
     asks: bool = False
 
 
-News: TypeAlias = Suspect | Dead | Left
+class Revoked(msgspec.Struct, array_like=True, frozen=True, tag=7):
+    """The certificate authority: this node belongs no more. Outranks whatever is said of it, now and later."""
+
+    node_id: NodeId
+    incarnation: Count  # REVOKED
+    signature: bytes = b""
+
+
+REVOKED = 1 << 62  # above every incarnation, which are milliseconds
+
+News: TypeAlias = Suspect | Dead | Left | Revoked
 Claim: TypeAlias = Alive | News
 Update: TypeAlias = Claim | Load | Shout
 LoadNow: TypeAlias = tuple[Count, Count, Count]  # version, slots, busy

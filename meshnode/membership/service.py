@@ -23,7 +23,17 @@ import structlog
 from meshnode.errors import InvalidInput, JoinError, MeshError, TooLarge, Unreachable
 from meshnode.membership.authority import Authority
 from meshnode.membership.datagrams import Carrier, Datagrams, Dropped, Envelope, Plain
-from meshnode.membership.effects import Answered, Changed, Duplicated, Effect, Forgotten, Heard, Send, SendReliable
+from meshnode.membership.effects import (
+    Answered,
+    Changed,
+    Duplicated,
+    Effect,
+    Expelled,
+    Forgotten,
+    Heard,
+    Send,
+    SendReliable,
+)
 from meshnode.membership.events import Events
 from meshnode.membership.joining import Joining, Refused, answer_join, duplicate, other_mesh, read_answer
 from meshnode.membership.messages import (
@@ -111,6 +121,7 @@ class Membership:
         self._fail = fail
         self._envelope = envelope or Plain()
         self._swim = Swim(record, settings, rng or random.Random(), authority)
+        check_size(self._swim.me)  # now with its signature
         self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=settings.tick_s, failed=fail)
         stream = bound.type == socket.SOCK_STREAM
         self._carrier: Carrier = (Streams if stream else Datagrams)(bound, self._on_datagram)
@@ -122,7 +133,7 @@ class Membership:
         self._joined = mesh_id is not None  # who was in a mesh before is of it, and may let others in again
         self._duplicate: asyncio.Future[Holder] | None = None
         self._asking: set[asyncio.Task[None]] = set()
-        self._introduced: dict[str, Member] = {}
+        self._introduced: dict[str, tuple[Member, bytes]] = {}
         self._pinged: dict[int, tuple[str, float]] = {}
         self._round_trips: dict[str, float] = {}
         self._watches: WeakSet[Watch] = WeakSet()
@@ -147,6 +158,8 @@ class Membership:
         if tried:
             record = self._swim.me
             joining = Joining(self._carrier, self._seal_join, self._enter, record.node_id, record.name, self.mesh_id)
+            if not isinstance(self._envelope, Plain):
+                joining.silence = "does a node with the same mesh key run there, and do both clocks agree?"
             self._joining = joining
             try:
                 entered = await joining.join(tried, timeout_s if seeds else min(timeout_s, _PEERS_S))
@@ -230,6 +243,18 @@ class Membership:
         """Replace the programs this node offers and tell everybody. Raises TooLarge."""
         self._describe(programs=tuple(sorted(programs)))
 
+    def knock(self, node_id: str) -> None:
+        """Tell a member who we are, before we connect to it."""
+        self._run(self._swim.knock(node_id))
+
+    def sign_anew(self) -> None:
+        """Tell everybody our record as it would be signed now: with another mesh key, say."""
+        self._run(self._swim.describe())
+
+    def tell(self, update: bytes) -> None:
+        """Take in an encoded claim that a person handed over, and pass it on."""
+        self._run(self._swim.hear(update))
+
     def doubt(self, node_id: str) -> None:
         """Probe a member now, because something else hints that it is gone."""
         self._run(self._swim.doubt(node_id))
@@ -299,7 +324,8 @@ class Membership:
             case Send():
                 if isinstance(effect.message, Ping):
                     self._time(effect.message.sequence, effect.message.target)
-                self._send(effect.address, effect.message)
+                # A ping is for whoever is at the address: one that runs there now in place of the other says so.
+                self._send(effect.address, effect.message, "" if isinstance(effect.message, Ping) else effect.peer)
             case SendReliable():
                 self._ask(effect.peer, effect.message)
             case Changed():
@@ -308,6 +334,8 @@ class Membership:
                 self._part(effect.node_id)
                 self._forgotten(effect.node_id)
                 self._round_trips.pop(effect.node_id, None)
+            case Expelled():
+                self._fail(JoinError("the mesh's certificate authority has revoked this node; it must not run here"))
             case Duplicated():
                 self._stop_as_duplicate(effect.holder)
             case Heard():
@@ -315,17 +343,19 @@ class Membership:
             case Answered():
                 self.events.answered(effect)
 
-    def _send(self, address: str, message: Message) -> None:
+    def _send(self, address: str, message: Message, peer: str) -> None:
         if self.mesh_id is not None:
-            self._carrier.send(address, self._envelope.seal(encode(message), self.mesh_id))
+            self._carrier.send(address, self._envelope.seal(encode(message), self.mesh_id, peer))
 
     def _publish(self, change: MemberChange) -> None:
         member = change.member
         if member.node_id != self._swim.me.node_id:
             if member.state in ("alive", "suspect"):
                 known = self._introduced.get(member.node_id)
-                if known is None or known.channels != member.channels:
-                    self._introduced[member.node_id] = member
+                record = self._swim.record(member.node_id)
+                key = record.key if record is not None else b""  # a new one at each start
+                if known is None or (known[0].channels, known[1]) != (member.channels, key):
+                    self._introduced[member.node_id] = (member, key)
                     self._introduce(member)
             else:
                 self._part(member.node_id)
@@ -334,9 +364,9 @@ class Membership:
             watch.put(change)
 
     def _part(self, node_id: str) -> None:
-        member = self._introduced.pop(node_id, None)
-        if member is not None:
-            self._forget(member)
+        known = self._introduced.pop(node_id, None)
+        if known is not None:
+            self._forget(known[0])
 
     def _ask(self, peer: str, message: Exchange | Ping) -> None:
         if self.mesh_id is None or len(self._asking) >= _ASKING_MAX or self._closed:

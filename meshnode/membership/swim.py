@@ -249,8 +249,21 @@ class Swim:
             self._prober.probe(known)
         return self._take()
 
+    def hear(self, update: bytes) -> list[Effect]:
+        """Take in a claim that came another way than by gossip, and pass it on."""
+        self._beliefs.learn(update)
+        return self._take()
+
+    def knock(self, node_id: str) -> list[Effect]:
+        """Tell a member who we are, before we connect to it: it may not have heard of us yet."""
+        known = self._beliefs.table.get(node_id)
+        if known is not None and known is not self._beliefs.me:
+            hello = Gossip(self.me.node_id, [self._beliefs.me.alive])
+            self._out.append(Send(known.record.address, hello, node_id))
+        return self._take()
+
     def describe(self, **changes: object) -> list[Effect]:
-        """Change fields of our own record and tell everybody."""
+        """Change fields of our own record and tell everybody; without changes, sign it anew."""
         record = msgspec.structs.replace(self.me, **changes)
         self._beliefs.declare(record, above=self.me.incarnation)
         return self._take()

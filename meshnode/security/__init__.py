@@ -1,0 +1,30 @@
+"""Who belongs to a mesh, and what keeps everybody else out.
+
+    keyfile        the mesh key file: text, 0600, several keys for rotation
+    ring           the keys accepted now, and the keys derived from them (HKDF)
+    seal           sealed datagrams (ChaCha20-Poly1305)          replay     each datagram counts once
+    signing        signed membership claims (Ed25519)            certificates   the stricter mode: a CA, revocation
+    doors          which CURVE key may connect, as which node    setup      all of it from a Config
+
+Three proofs, each for another question:
+
+    the mesh key       "may it speak here at all?"   Datagrams are sealed with it, joins first of all: who lacks it
+                       gets no answer, to nothing. A record carries a tag made with it, so a key that is removed takes
+                       with it those who never got another.
+    the identity key   "is it the one it says?"   A node id is the hash of an Ed25519 key. Records are signed by their
+                       subject, suspicion and death by the accuser; what is forged is refused and passed on by nobody.
+    the CURVE key      "is this connection that node's?"   Made anew at each start, told in the signed record. All four
+                       channels encrypt and authenticate both ends by it (CurveZMQ, RFC 26), with forward secrecy.
+
+How a joiner gets its first connection. The others know its CURVE key only once they have its record, and gossip takes
+a while. So before a node connects to a peer for the first time it knocks: it sends the peer its own signed record in a
+sealed datagram. The peer takes it in as it would by gossip, and when the connection's handshake asks for the key, it is
+known; if the datagram is late or lost, the handshake waits a moment for it (`channels.security`), and a further attempt
+knocks again. This is safe because a knock says nothing that gossip couldn't: the seal proves the mesh key, the
+signature the identity, and the key that is admitted stands in what was signed. Nothing is accepted "for the time
+being", and a stranger does not even get to ask: CURVE needs the server's key, which only sealed records tell.
+
+What is not promised. All holders of the mesh key can read all datagrams and send what isn't signed (pings, load, users'
+events) under another's name; they can't forge claims or connections. Against members that turn, run a CA, revoke, and
+rotate the key. Who joins, and how much is sent where, can be seen by who watches the network.
+"""

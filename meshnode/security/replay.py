@@ -1,0 +1,78 @@
+"""Every datagram counts once: windows over the sequence numbers of each sender's session.
+
+A session is one life of one sender, named by random bytes. Within it the sequence decides (a sliding window, as in
+RFC 6479), whatever the clocks say. When a session is heard of for the first time, for instance because *this* node
+was restarted and remembers nothing, the datagram's time decides: it must lie within SKEW_S of our clock and not before
+we started. So nothing that was recorded before a restart is taken after it. A sender whose clock is behind is heard by
+a node that has just started as many seconds later as it is behind, less GRACE_S.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+WINDOW = 1024  # how far a datagram may be overtaken by later ones
+SKEW_S = 60.0
+GRACE_S = 2.0
+SESSIONS = 4096
+
+T = TypeVar("T")
+
+
+class Window:
+    """The sequences seen of one session: the highest, and a bit for each of the WINDOW below it."""
+
+    __slots__ = ("_bits", "_highest", "last_ms")
+
+    def __init__(self) -> None:
+        self._highest = -1
+        self._bits = 0
+        self.last_ms = 0
+
+    def is_new(self, sequence: int) -> bool:
+        """Whether this one was not taken before; one too old to tell counts as taken."""
+        behind = self._highest - sequence
+        return behind < 0 or (behind < WINDOW and not self._bits >> behind & 1)
+
+    def take(self, sequence: int, now_ms: int) -> None:
+        """It is taken now."""
+        ahead = sequence - self._highest
+        if ahead > 0:
+            self._bits = ((self._bits << min(ahead, WINDOW)) | 1) & ((1 << WINDOW) - 1)
+            self._highest = sequence
+        else:
+            self._bits |= 1 << -ahead
+        self.last_ms = max(self.last_ms, now_ms)
+
+
+class Sessions(Generic[T]):
+    """The sessions heard of, with something kept for each; the longest silent goes first.
+
+    Forgetting a session is safe: `floor_ms` rises to the latest time seen of it, so none of its datagrams can begin it
+    again.
+    """
+
+    def __init__(self, started_ms: int, *, most: int = SESSIONS) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, tuple[Window, T]] = OrderedDict()
+        self.floor_ms = started_ms - int(GRACE_S * 1000)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, session: bytes) -> tuple[Window, T] | None:
+        """Its window and what is kept with it; None if it is not known."""
+        return self._known.get(session)
+
+    def timely(self, sent_ms: int, now_ms: int) -> bool:
+        """Whether a datagram sent then may begin a session."""
+        return sent_ms > self.floor_ms and abs(sent_ms - now_ms) <= SKEW_S * 1000
+
+    def keep(self, session: bytes, window: Window, kept: T) -> None:
+        """It was heard now."""
+        self._known[session] = (window, kept)
+        self._known.move_to_end(session)
+        if len(self._known) > self._most:
+            _, (oldest, _) = self._known.popitem(last=False)
+            self.floor_ms = max(self.floor_ms, oldest.last_ms)
