@@ -50,7 +50,7 @@ class Settings:
     all of them. task_timeout_s: for one example. keep_results: False leaves the result without rows, for any number of
     examples in flat memory. total: how many examples there are, if they can't be counted. local_slots: how many tasks
     this process runs at once, where its node does not say. window: how far beyond the oldest unfinished example to
-    read, at least. seed: of the plan's choices.
+    read, at least. seed: of the plan's choices. pace: awaited before each send, retries included.
     """
 
     metric: str | Metric = "exact"
@@ -65,6 +65,7 @@ class Settings:
     window: int = 1024
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
+    pace: Callable[[], Awaitable[None]] | None = None
 
 
 async def evaluate(
@@ -110,6 +111,14 @@ async def evaluate(
         return await Evaluation(
             mesh, program, examples, settings, local=local, on_progress=on_progress, on_row=on_row, run=journal
         ).run()
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One call: when it was sent, on the loop's clock, and how long it may take."""
+
+    at: float
+    within_s: float
 
 
 @dataclass(slots=True)
@@ -306,25 +315,33 @@ class Evaluation:
             run_id=settings.run_id,
         )
         # Behind another task in a worker's queue it may wait as long again.
-        within_s = 2 * settings.task_timeout_s + WAY_S
-        started = self._loop.time()
+        sent = _Sent(self._loop.time(), 2 * settings.task_timeout_s + WAY_S)
         try:
-            if self._local is not None and send.node == self._me:
-                reply: Awaitable[TaskReply] = asyncio.wait_for(self._local(task), within_s)
-            else:
-                reply = self._mesh.request(send.node, task, timeout_s=within_s)
+            paced = settings.pace is not None
+            reply = self._paced(send.node, task, sent) if paced else self._request(send.node, task, sent)
         except MeshError as error:
             self._perform(self._plan.failed(send.call, classify(error, silent=False), error))
             return
         call = self._calls[send.call] = asyncio.ensure_future(reply)
-        call.add_done_callback(partial(self._ended, send, started, within_s))
+        call.add_done_callback(partial(self._ended, send, sent))
 
-    def _ended(self, send: Send, started: float, within_s: float, call: asyncio.Future[TaskReply]) -> None:
+    def _request(self, node: str, task: RunTask, sent: _Sent) -> Awaitable[TaskReply]:
+        if self._local is not None and node == self._me:
+            return asyncio.wait_for(self._local(task), sent.within_s)
+        return self._mesh.request(node, task, timeout_s=sent.within_s)
+
+    async def _paced(self, node: str, task: RunTask, sent: _Sent) -> TaskReply:
+        assert self._settings.pace is not None
+        await self._settings.pace()
+        sent.at = self._loop.time()  # the wait is ours, not the node's
+        return await self._request(node, task, sent)
+
+    def _ended(self, send: Send, sent: _Sent, call: asyncio.Future[TaskReply]) -> None:
         error = None if call.cancelled() else call.exception()
         if self._calls.get(send.call) is not call or self._done.done():
             return  # cancelled by us
         del self._calls[send.call]
-        seconds = self._loop.time() - started
+        seconds = self._loop.time() - sent.at
         try:
             if call.cancelled():
                 error = Unreachable(f"the call to {self._fleet.names[send.node]} was cancelled under way")
@@ -332,11 +349,11 @@ class Evaluation:
                 self._perform(self._plan.answered(send.call, seconds))
                 return
             if isinstance(error, TimeoutError) and not isinstance(error, MeshError):
-                error = MeshTimeout(f"no answer within {within_s:g} s")
+                error = MeshTimeout(f"no answer within {sent.within_s:g} s")
             if not isinstance(error, MeshError):
                 self._abort(error)
                 return
-            failure = classify(error, silent=seconds >= within_s - 0.5)
+            failure = classify(error, silent=seconds >= sent.within_s - 0.5)
             ticks = int(error.retry_after_s / self._settings.limits.tick_s) + 1
             self._perform(self._plan.failed(send.call, failure, error, retry_after_ticks=ticks))
         except Exception as unforeseen:  # a callback's exception would be lost in the loop's handler

@@ -28,6 +28,7 @@ from meshnode.values import pack, unpack
 T = TypeVar("T")
 
 PAGE = 500
+SPAN = 1 << 32  # rows of one evaluation, at most
 
 
 class Journal(Protocol):
@@ -58,28 +59,38 @@ class _Outcome(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RunJournal:
-    """The `Journal` of one run; made by `start_run` or `resume_run`. Use it for one evaluation."""
+    """The `Journal` of one run; made by `start_run` or `resume_run`. Use it for one evaluation.
 
-    def __init__(self, runs: Runs, run: Run) -> None:
+    first: where this evaluation's rows begin among the run's, a multiple of SPAN: a run of many evaluations gives each
+    its own. end: told the result in place of the run.
+    """
+
+    def __init__(
+        self, runs: Runs, run: Run, *, first: int = 0, end: Callable[[EvaluationResult | None], None] | None = None
+    ) -> None:
         self.run = run
         self.run_id = run.run_id
         self._runs = runs
+        self._first = first
+        self._end = end or self._end_run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._waiting: list[tuple[Finished, Callable[[Exception | None], None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def rows(self) -> AsyncIterator[tuple[Row, bytes]]:
         """What is finished, ascending by index, each with its example's digest."""
-        after = -1
+        after = self._first - 1
         load = partial(self._runs.load_finished, self.run_id, limit=PAGE)
         while page := await self._in_thread(partial(load, after=after)):
             for finished in page:
-                yield _to_row(finished), finished.digest
+                if finished.index >= self._first + SPAN:
+                    return
+                yield _to_row(finished, self._first), finished.digest
             after = page[-1].index
 
     def add(self, row: Row, digest: bytes, written: Callable[[Exception | None], None]) -> None:
         """Keep a row; `written` is called on the loop once it is durable."""
-        self._waiting.append((_to_finished(row, digest), written))
+        self._waiting.append((_to_finished(row, digest, self._first), written))
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
@@ -105,7 +116,7 @@ class RunJournal:
         finally:
             self._writer = None
 
-    def _end(self, result: EvaluationResult | None) -> None:
+    def _end_run(self, result: EvaluationResult | None) -> None:
         if result is None:
             self._runs.end_run(self.run_id, "failed")
             return
@@ -168,11 +179,11 @@ def _settings(metric: str | Metric, state: bytes | None) -> dict[str, Any]:
     return {"metric": name, "state": None if state is None else hashlib.sha256(state).hexdigest()[:16]}
 
 
-def _to_finished(row: Row, digest: bytes) -> Finished:
+def _to_finished(row: Row, digest: bytes, first: int) -> Finished:
     outcome = _Outcome(pack(row.prediction), row.node, row.error)
-    return Finished(row.index, digest, row.score, row.error is not None, msgspec.msgpack.encode(outcome))
+    return Finished(first + row.index, digest, row.score, row.error is not None, msgspec.msgpack.encode(outcome))
 
 
-def _to_row(finished: Finished) -> Row:
+def _to_row(finished: Finished, first: int) -> Row:
     outcome = msgspec.msgpack.decode(finished.outcome, type=_Outcome)
-    return Row(finished.index, finished.score, unpack(outcome.prediction), outcome.error, outcome.node)
+    return Row(finished.index - first, finished.score, unpack(outcome.prediction), outcome.error, outcome.node)
