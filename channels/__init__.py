@@ -21,8 +21,9 @@ between channels. A node does not receive what it publishes itself.
 The way of a request, module by module: `router` makes a struct and a future, `outbox` packs the tick's messages for a
 peer, `codec` encodes them in C, a `wire` (`zmq_wire`, or `memory` with seeded faults) carries the packet, the peer's
 `inbox` decodes it and calls the handler, `service` runs what the handler started, and the reply comes back the same
-way. `peers` opens and closes links, `links` says what follows, `sweep` keeps time, `coordination`, `backlog`, `chunks`, `streams` and `topics` are
-what makes the channels differ, `security` keeps the door, `local` does the same to worker processes.
+way. `peers` opens and closes links, `links` says what follows from that, `sweep` keeps time; `coordination`, `backlog`,
+`chunks`, `streams` and `topics` are what makes the channels differ; `security` keeps the door, and `local` does the
+same to worker processes.
 
 The wire, for who wants to write another implementation
 =======================================================

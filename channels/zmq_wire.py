@@ -171,11 +171,12 @@ class ZmqWire:
         # Raw, since pyzmq has no typed name for it in all versions: how *we* call this connection.
         socket.setsockopt(zmq.CONNECT_ROUTING_ID, link)
         if self._security is not None:
-            if key is None:
+            if not key:
                 raise ChannelError(f"{peer} has no public key; a secured channel cannot connect to it")
             socket.setsockopt(zmq.CURVE_SERVERKEY, key)
             socket.setsockopt(zmq.CURVE_PUBLICKEY, self._security.public_key)
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._security.secret_key)
+            self._security.knock(peer)
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -299,8 +300,11 @@ class ZmqWire:
             return "version", ""
         if announced.target != self.node_id:
             return "wrong_peer", ""
-        if self._security is not None and str(message.get("User-Id")) != announced.node_id:
-            return "impostor", ""
+        if self._security is not None:
+            if str(message.get("User-Id")) != announced.node_id:
+                return "impostor", ""
+            if not self._security.belongs(announced.node_id):
+                return "expelled", ""
         if len(self._inbound) >= self._limits.peers:
             return "peers", ""
         return None, announced.node_id

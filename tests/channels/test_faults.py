@@ -268,6 +268,15 @@ async def test_soak_coordination_with_peers_restarted_at_random(memory: Mesh) ->
     await soak(memory, random.Random(1), rounds=60)
 
 
+@pytest.mark.soak
+async def test_soak_coordination_over_sockets_with_peers_restarted_at_random(zeromq: Mesh) -> None:
+    await soak(zeromq, random.Random(3), rounds=60)
+
+
+async def test_coordination_over_sockets_loses_and_repeats_nothing_while_peers_restart(zeromq: Mesh) -> None:
+    await soak(zeromq, random.Random(4), rounds=6)
+
+
 async def test_coordination_loses_and_repeats_nothing_while_peers_restart_at_random(memory: Mesh) -> None:
     await soak(memory, random.Random(2), rounds=8)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -160,3 +162,21 @@ async def test_what_is_sent_is_not_readable_on_the_wire(zeromq: Mesh) -> None:
 
 def test_libzmq_was_built_with_curve() -> None:
     assert zmq.has("curve")
+
+
+async def test_garbage_on_a_secured_port_leaves_the_node_alive(zeromq: Mesh) -> None:
+    rng = random.Random(3)
+    keys = Keys()
+    a, b = await two(zeromq, keys, lambda: keys.make("b"))
+    greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0CURVE" + bytes(47)
+    for name in CHANNEL_NAMES:
+        port = int(b.addresses[name].rpartition(":")[2])
+        for n in range(12):
+            data = [rng.randbytes(500), greeting + rng.randbytes(500), greeting.replace(b"CURVE", b"NULL\0"), b""][
+                n % 4
+            ]
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(data)
+        assert await a[name].request("b", "echo", b"alive", timeout_s=5) == b"alive"
+        await until(lambda name=name: b[name].statistics()["dropped"].get("handshake", 0) >= 6)  # type: ignore[misc]  # default binds it
+        assert b[name].statistics()["links"] == 1
