@@ -21,7 +21,8 @@ from meshnode.replication.messages import Follow, Part
 log = structlog.get_logger("meshnode.following")
 
 KEPT = 20_000  # commands
-COMMANDS_A_PART = 512
+COMMANDS_A_PART = 1024
+PART_BYTES = 256 << 10
 SNAPSHOT_PART_BYTES = 64 << 10
 BEAT_S = 1.0
 SILENCE_S = 5.0
@@ -34,7 +35,8 @@ class Feed:
     def __init__(self, machine: Machine, leader: Callable[[], str | None]) -> None:
         self._machine = machine
         self._leader = leader
-        self._recent: deque[tuple[int, bytes]] = deque()
+        self._recent: deque[list[tuple[int, bytes]]] = deque()  # as they were applied together; none is empty
+        self._kept = 0
         # Commands after this index are all in `_recent`.
         self._complete_after = machine.index
         self.applied_index = machine.index
@@ -43,15 +45,22 @@ class Feed:
     def add(self, applied_index: int, commands: list[tuple[int, bytes]]) -> None:
         """More was applied."""
         self.applied_index = max(self.applied_index, applied_index)
-        self._recent.extend(commands)
-        while len(self._recent) > KEPT:
-            self._complete_after = self._recent.popleft()[0]
-        self.wake()
+        if commands:
+            self._recent.append(commands)
+            self._kept += len(commands)
+            while self._kept - len(self._recent[0]) >= KEPT:
+                oldest = self._recent.popleft()
+                self._kept -= len(oldest)
+                self._complete_after = oldest[-1][0]
+        if self._news:
+            self.wake()
 
     def jumped(self) -> None:
         """The machine was restored from a snapshot: the commands before are not known."""
         self._recent.clear()
-        self._complete_after = self.applied_index = self._machine.index
+        self._kept = 0
+        self._complete_after = self._machine.index
+        self.applied_index = max(self.applied_index, self._machine.index)
         self.wake()
 
     def wake(self) -> None:
@@ -73,13 +82,10 @@ class Feed:
                     for part in _parts(self._machine.snapshot(), index, leader):
                         yield part
                 elif self.applied_index > index or leader != told_leader:
-                    commands = self._after(index)
-                    full = len(commands) == COMMANDS_A_PART
-                    index = commands[-1][0] if full else self.applied_index
-                    yield Part(index, leader, commands=commands)
+                    commands, is_all = self._after(index)
+                    index = self.applied_index if is_all else commands[-1][0]
                     told_leader = leader
-                    if full:
-                        continue
+                    yield Part(index, leader, commands=commands)
                 else:
                     try:
                         await asyncio.wait_for(news.wait(), BEAT_S)
@@ -88,14 +94,24 @@ class Feed:
         finally:
             self._news.discard(news)
 
-    def _after(self, index: int) -> list[tuple[int, bytes]]:
-        found: list[tuple[int, bytes]] = []
-        for entry in reversed(self._recent):
-            if entry[0] <= index:
+    def _after(self, index: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """The next commands for one part, and whether these are all there are."""
+        groups = []
+        for group in reversed(self._recent):
+            if group[-1][0] <= index:
                 break
-            found.append(entry)
-        found.reverse()
-        return found[:COMMANDS_A_PART]
+            groups.append(group)
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for group in reversed(groups):
+            for command in group:
+                if command[0] <= index:
+                    continue
+                if found and (len(found) >= COMMANDS_A_PART or size + len(command[1]) > PART_BYTES):
+                    return found, False
+                found.append(command)
+                size += len(command[1])
+        return found, True
 
 
 def _parts(chunks: Iterable[bytes], index: int, leader: str | None) -> Iterator[Part]:
@@ -111,8 +127,8 @@ def _parts(chunks: Iterable[bytes], index: int, leader: str | None) -> Iterator[
 class Following:
     """Keeps a machine up to date from whichever node has the stream.
 
-    sources(): nodes to ask, best first. applied, restored: as a replica tells them. heard(leader): whom the source
-    follows.
+    sources(): nodes to ask, best first. is_needed(): false while this node has it from Raft itself. applied,
+    restored: as a replica tells them. heard(leader): whom the source follows.
     """
 
     def __init__(
@@ -121,6 +137,7 @@ class Following:
         machine: Machine,
         *,
         sources: Callable[[], list[str]],
+        is_needed: Callable[[], bool],
         applied: Callable[[int, list[tuple[int, bytes]], list[Change]], None],
         restored: Callable[[int], None],
         heard: Callable[[str | None], None],
@@ -128,47 +145,58 @@ class Following:
         self._mesh = mesh
         self._machine = machine
         self._sources = sources
+        self._is_needed = is_needed
         self._applied = applied
         self._restored = restored
         self._heard = heard
-        self.index = machine.index
+        self._has_heard = False
 
     async def run(self) -> None:
         """Follow until cancelled."""
         failures = 0
         while True:
-            for source in self._sources():
+            for source in self._sources() if self._is_needed() else []:
                 try:
                     await self._follow(source)
                 except (MeshError, TimeoutError) as error:
                     log.debug("source lost", source=source, error=str(error))
                 else:
-                    failures = -1
+                    break
+                if self._has_heard:
+                    failures = 0
+                    break  # ask who is nearest now, from the start
             failures += 1
-            await asyncio.sleep(min(0.05 * 2**failures, 2.0))
+            await asyncio.sleep(min(0.02 * 2**failures, 1.0) if self._is_needed() else BEAT_S)
 
     async def _follow(self, source: str) -> None:
-        parts = self._mesh.stream(source, Follow(self.index), timeout_s=DAY_S)
+        self._has_heard = False
+        # What a replica of this node's own applied counts, too: the machine is one.
+        index = self._machine.index
+        parts = self._mesh.stream(source, Follow(index), timeout_s=DAY_S)
         chunks: list[bytes] = []
         try:
-            while True:
+            while self._is_needed():
                 part = await asyncio.wait_for(anext(parts), SILENCE_S)
+                self._has_heard = True
                 self._heard(part.leader)
                 if part.snapshot or part.done:
                     chunks.append(part.snapshot)
                     if part.done:
-                        self._machine.restore(chunks)
+                        self._restore(part.applied_index, chunks)
                         chunks = []
-                        self.index = part.applied_index
-                        self._restored(self.index)
-                    continue
-                self._apply(part)
+                else:
+                    self._apply(part)
         except StopAsyncIteration:
             return
         finally:
             close: Any = getattr(parts, "aclose", None)
             if close is not None:
                 await close()
+
+    def _restore(self, index: int, chunks: list[bytes]) -> None:
+        if index > self._machine.index:  # a machine never goes back
+            self._machine.restore(chunks)
+            self._restored(index)
 
     def _apply(self, part: Part) -> None:
         changes: list[Change] = []
@@ -177,5 +205,4 @@ class Following:
             if index > self._machine.index:
                 changes += self._machine.apply(index, data)[1]
                 commands.append((index, data))
-        self.index = max(self.index, part.applied_index)
-        self._applied(self.index, commands, changes)
+        self._applied(part.applied_index, commands, changes)

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
-from consensus.errors import ConsensusError, NotLeader, ProtocolViolation, Refused
+from consensus.errors import ConsensusError, EntryTooLarge, NotLeader, ProtocolViolation, Refused
 from consensus.machines.composite import Advanced, Change, Machine, encode_advance
 from consensus.raft import sessions as clients
 from consensus.raft.configuration import Configuration
@@ -36,8 +37,8 @@ from consensus.raft.effects import (
 )
 from consensus.raft.messages import COMMAND, Message, decode, encode
 from consensus.raft.node import Raft
-from consensus.raft.proposals import Proposals
 from consensus.raft.settings import Settings
+from meshnode.replication.batches import Batch, Batches
 from meshnode.replication.messages import DONE, EXPIRED, LOST, MALFORMED, STALE, UNACKNOWLEDGED, UNKNOWN, Outcome
 from meshnode.replication.storage import Store
 from meshnode.runtime.driver import Driver
@@ -48,7 +49,6 @@ TICK_S = 0.02
 SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
 
-Token = asyncio.Future[Outcome]
 _CODES: dict[type, int] = {
     clients.Expired: EXPIRED,
     clients.Stale: STALE,
@@ -88,11 +88,12 @@ class Replica:
         self._applied = applied
         self._restored = restored
         self._changed = changed
-        self._core = Raft(node_id, settings or Settings(), rng, store.stored)
+        self._settings = settings or Settings()
+        self._core = Raft(node_id, self._settings, rng, store.stored)
         self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed)
-        self._proposals: Proposals[Token | None] = Proposals()
-        self._accepting: deque[Sequence[Token | None]] = deque()
-        self._waiting: list[tuple[bytes, Token]] = []
+        self._batches = Batches()
+        self._accepting: deque[Sequence[Batch]] = deque()  # handed to the core, `Accepted` not performed yet
+        self._waiting: list[Batch] = []
         self._flushing = False
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._read_number = 0
@@ -104,7 +105,7 @@ class Replica:
         self._saving: asyncio.Task[None] | None = None
         self._loading: set[asyncio.Task[None]] = set()
         if store.stored.snapshot.index:
-            machine.restore(store.chunks())
+            machine.restore(store.restore(Restore(store.stored.snapshot)))
 
     # What it is.
 
@@ -126,7 +127,7 @@ class Replica:
     def statistics(self) -> dict[str, Any]:
         """Counters of the log, and how much waits."""
         return {
-            "proposals_waiting": len(self._proposals),
+            "proposals_waiting": len(self._batches),
             "leader_changes": self.leader_changes,
             **self._store.statistics(),
         }
@@ -146,21 +147,31 @@ class Replica:
             await asyncio.wait(tasks)
         for future in self._reads.values():
             if not future.done():
-                future.cancel()
-        for _, token in self._waiting:
-            _settle(token, LOST)
+                future.set_exception(NotLeader(None))
+        self._reads.clear()
+        for batch in self._waiting:
+            batch.settle(LOST)
+        self._waiting.clear()
+        for batches in self._accepting:  # may have reached others
+            self._batches.adopt(batches)
+        self._batches.close()
         await self._store.close()
 
     # What it is asked.
 
-    def propose(self, data: bytes) -> Token:
-        """Append one entry; the future gets its outcome, LOST or UNKNOWN. Raises NotLeader through the future."""
-        token: Token = asyncio.get_running_loop().create_future()
-        self._waiting.append((data, token))
+    def propose(self, entries: list[bytes]) -> asyncio.Future[list[Outcome]]:
+        """Append entries; the future gets their outcomes, or the Refused that says that none was taken."""
+        batch = Batch(entries, asyncio.get_running_loop().create_future())
+        assert batch.future is not None
+        largest = max(map(len, entries))
+        if largest > self._settings.max_entry_bytes:  # before it is mixed with others, who are not to blame
+            batch.refuse(EntryTooLarge(largest, self._settings.max_entry_bytes))
+            return batch.future
+        self._waiting.append(batch)
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
-        return token
+        return batch.future
 
     def read(self) -> asyncio.Future[int]:
         """The index from which on a read that begins now is linearizable, once it is applied here."""
@@ -183,7 +194,7 @@ class Replica:
         """A message of Raft arrived."""
         try:
             self._run(self._core.step(source, decode(raw)))
-        except (ProtocolViolation, ValueError) as error:
+        except (ProtocolViolation, msgspec.MsgspecError) as error:
             log.warning("message refused", source=source, error=str(error))
 
     def change(self, configuration: Configuration) -> None:
@@ -206,39 +217,38 @@ class Replica:
     def advance(self) -> None:
         """Called by the leader's own clock: keep the log's time going while sessions live."""
         if self.leads and len(self.machine.sessions):
-            self._ask(lambda: self._core.propose([self._advance()]), [None])
+            self._ask(lambda: self._core.propose([self._advance()]))
 
     # Effects.
 
     def _run(self, effects: Iterable[Effect]) -> None:
         self._driver.run(effects)
 
-    def _ask(self, act: Callable[[], Iterable[Effect]], tokens: Sequence[Token | None] = (None,)) -> None:
+    def _ask(self, act: Callable[[], Iterable[Effect]]) -> None:
+        """Have the core append one entry that nobody waits for."""
         try:
             effects = act()
         except Refused as error:
             log.debug("refused", error=str(error))
             return
-        self._accepting.append(tokens)
+        self._accepting.append((Batch((b"",), None),))
         self._run(effects)
 
     def _flush(self) -> None:
         self._flushing = False
-        waiting, self._waiting = self._waiting, []
-        commands = [data for data, _ in waiting]
-        tokens: list[Token | None] = [token for _, token in waiting]
-        now = _clock()
-        if self.leads and now - self._advanced_at >= ADVANCE_EVERY_S:
-            commands.insert(0, self._advance())
-            tokens.insert(0, None)
+        batches, self._waiting = self._waiting, []
+        if not batches:
+            return
+        if self.leads and _clock() - self._advanced_at >= ADVANCE_EVERY_S:
+            batches.insert(0, Batch((self._advance(),), None))
+        commands = [entry for batch in batches for entry in batch.entries] if len(batches) > 1 else batches[0].entries
         try:
             effects = self._core.propose(commands)
         except Refused as error:
-            for _, token in waiting:
-                if not token.done():
-                    token.set_exception(error)
+            for batch in batches:
+                batch.refuse(error)
             return
-        self._accepting.append(tokens)
+        self._accepting.append(batches)
         self._run(effects)
 
     def _advance(self) -> bytes:
@@ -255,7 +265,7 @@ class Replica:
             case Apply():
                 self._apply(effect)
             case Accepted():
-                self._proposals.accepted(effect, self._accepting.popleft())
+                self._batches.accepted(effect, self._accepting.popleft())
             case ReadReady():
                 self._read_ready(effect)
             case ReadFailed():
@@ -270,7 +280,7 @@ class Replica:
             case LoadChunk():
                 self._start(self._load(effect))
             case StoreChunk():
-                self._store.store_chunk(effect.snapshot, effect.offset, effect.data)
+                self._store.store_chunk(effect)
             case Restore():
                 self._restore(effect)
 
@@ -283,30 +293,26 @@ class Replica:
         return raw
 
     def _apply(self, effect: Apply) -> None:
-        machine, outcomes = self.machine, []
+        machine, outcomes = self.machine, list[Outcome]()
+        apply, known = machine.apply, machine.index
         changes: list[Change] = []
         commands: list[tuple[int, bytes]] = []
         for index, entry in enumerate(effect.entries, effect.first_index):
-            outcome: Outcome = DONE
-            if entry.kind == COMMAND and index > machine.index:  # what the stream brought before is not applied again
-                answer, changed = machine.apply(index, entry.data)
-                commands.append((index, entry.data))
+            if entry.kind != COMMAND:
+                outcomes.append(DONE)
+                continue
+            if index <= known:  # the stream brought it before: applied, but the answer is not kept
+                outcomes.append(UNKNOWN)
+                continue
+            answer, changed = apply(index, entry.data)
+            commands.append((index, entry.data))
+            if changed:
                 changes += changed
-                kind = type(answer)
-                outcome = (
-                    answer.result  # type: ignore[union-attr]
-                    if kind is clients.Applied
-                    else answer.session  # type: ignore[union-attr]
-                    if kind is clients.Opened
-                    else _CODES[kind]
-                )
-            outcomes.append(outcome)
-        done, lost = self._proposals.applied(effect)
-        for token, index in done:
-            if token is not None and not token.done():
-                token.set_result(outcomes[index - effect.first_index])
-        for token in lost:
-            _settle(token, LOST)
+            if type(answer) is clients.Applied:
+                outcomes.append(answer.result)
+            else:
+                outcomes.append(answer.session if type(answer) is clients.Opened else _CODES[type(answer)])
+        self._batches.applied(effect, outcomes)
         self._applied(effect.first_index + len(effect.entries) - 1, commands, changes)
         self._maybe_snapshot()
 
@@ -346,24 +352,15 @@ class Replica:
         task.add_done_callback(self._loading.discard)
 
     async def _load(self, request: LoadChunk) -> None:
-        data, done = await self._store.load_chunk(request.snapshot, request.offset, request.length)
+        data, done = await self._store.load_chunk(request)
         self._run(self._core.chunk_loaded(request, data, done=done))
 
     def _restore(self, effect: Restore) -> None:
-        if effect.snapshot.index > self.machine.index:
-            self.machine.restore(self._store.chunks())
+        if effect.snapshot.index > self.machine.index:  # the stream may have brought more
+            self.machine.restore(self._store.restore(effect))
             self._restored()
         self._saved_index = effect.snapshot.index
-        unknown, lost = self._proposals.restored(effect.snapshot)
-        for token in unknown:
-            _settle(token, UNKNOWN)
-        for token in lost:
-            _settle(token, LOST)
-
-
-def _settle(token: Token | None, outcome: Outcome) -> None:
-    if token is not None and not token.done():
-        token.set_result(outcome)
+        self._batches.restored(effect.snapshot)
 
 
 def _clock() -> float:

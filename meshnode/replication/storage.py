@@ -1,29 +1,20 @@
 """Where a replica keeps what it must not forget: term, vote, log and snapshots.
 
 Writes are carried out strictly in the order they were asked for; `done` is called once one is durable, and one sync may
-cover many. Nothing here blocks the loop: the log syncs in its own thread, snapshots are written in another.
+cover many. Nothing blocks the loop: the log syncs in its own thread, snapshots are written in another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
-from consensus.raft import messages
-from consensus.raft.configuration import Configuration
-from consensus.raft.effects import Persist
-from consensus.raft.messages import Entry, HardState
+from consensus.raft.effects import LoadChunk, Persist, Restore, StoreChunk
+from consensus.raft.messages import Snapshot
 from consensus.raft.state import Stored
-from meshnode.runtime.snapshots import Description, Snapshots
-from meshnode.runtime.wal import Log, open_log
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
+from meshnode.runtime.wal_storage import Storage, open_storage
 
 
 class Store(Protocol):
@@ -35,20 +26,20 @@ class Store(Protocol):
         """Make it durable, in order, then call `done`."""
         ...
 
-    def store_chunk(self, snapshot: messages.Snapshot, offset: int, data: bytes) -> None:
+    def store_chunk(self, chunk: StoreChunk) -> None:
         """Keep a piece of a coming snapshot aside."""
         ...
 
-    async def load_chunk(self, snapshot: messages.Snapshot, offset: int, length: int) -> tuple[bytes | None, bool]:
+    async def load_chunk(self, request: LoadChunk) -> tuple[bytes | None, bool]:
         """A piece of our newest snapshot, and whether it is the last; None if that snapshot is gone."""
         ...
 
-    async def save(self, snapshot: messages.Snapshot, chunks: Iterable[bytes]) -> None:
+    async def save(self, snapshot: Snapshot, chunks: Iterable[bytes]) -> None:
         """Make a snapshot of our own durable; what it covers may be dropped from the log."""
         ...
 
-    def chunks(self) -> Iterable[bytes]:
-        """The content of the newest snapshot; blocks."""
+    def restore(self, effect: Restore) -> Iterable[bytes]:
+        """The content of that snapshot, which is the newest; blocks."""
         ...
 
     def statistics(self) -> dict[str, Any]:
@@ -65,8 +56,8 @@ class MemoryStore:
 
     def __init__(self, stored: Stored) -> None:
         self.stored = stored
-        self._snapshot: tuple[messages.Snapshot, bytes] = (stored.snapshot, b"")
-        self._incoming: tuple[messages.Snapshot, bytearray] | None = None
+        self._snapshot: tuple[Snapshot, bytes] = (stored.snapshot, b"")
+        self._incoming: tuple[Snapshot, bytearray] | None = None
 
     def write(self, persist: Persist, done: Callable[[], None]) -> None:
         """Nothing to wait for; but the core expects the answer later, not within its own step."""
@@ -76,27 +67,29 @@ class MemoryStore:
             self._snapshot, self._incoming = (persist.snapshot, bytes(self._incoming[1])), None
         asyncio.get_running_loop().call_soon(done)
 
-    def store_chunk(self, snapshot: messages.Snapshot, offset: int, data: bytes) -> None:
+    def store_chunk(self, chunk: StoreChunk) -> None:
         """Keep a piece of a coming snapshot aside."""
-        if offset == 0:
-            self._incoming = (snapshot, bytearray())
+        if chunk.offset == 0:
+            self._incoming = (chunk.snapshot, bytearray())
         assert self._incoming is not None
-        assert len(self._incoming[1]) == offset
-        self._incoming[1].extend(data)
+        assert len(self._incoming[1]) == chunk.offset
+        self._incoming[1].extend(chunk.data)
 
-    async def load_chunk(self, snapshot: messages.Snapshot, offset: int, length: int) -> tuple[bytes | None, bool]:
+    async def load_chunk(self, request: LoadChunk) -> tuple[bytes | None, bool]:
         """A piece of our newest snapshot."""
         known, content = self._snapshot
-        return (
-            (content[offset : offset + length], offset + length >= len(content)) if known == snapshot else (None, True)
-        )
+        if known != request.snapshot:
+            return None, False
+        end = request.offset + request.length
+        return content[request.offset : end], end >= len(content)
 
-    async def save(self, snapshot: messages.Snapshot, chunks: Iterable[bytes]) -> None:
+    async def save(self, snapshot: Snapshot, chunks: Iterable[bytes]) -> None:
         """Keep a snapshot of our own."""
         self._snapshot = (snapshot, b"".join(chunks))
 
-    def chunks(self) -> Iterable[bytes]:
-        """The content of the newest snapshot."""
+    def restore(self, effect: Restore) -> Iterable[bytes]:
+        """The content of that snapshot."""
+        assert effect.snapshot == self._snapshot[0], "only the newest is kept"
         return [self._snapshot[1]]
 
     def statistics(self) -> dict[str, Any]:
@@ -108,133 +101,70 @@ class MemoryStore:
 
 
 class DiskStore:
-    """The write-ahead log and the snapshots under one data directory."""
+    """The write-ahead log and the snapshots under one data directory (see `runtime.wal_storage`)."""
 
-    def __init__(self, log: Log, snapshots: Snapshots, stored: Stored, failed: Callable[[Exception], None]) -> None:
-        self.stored = stored
-        self._log = log
-        self._snapshots = snapshots
+    def __init__(self, storage: Storage, failed: Callable[[Exception], None]) -> None:
+        self.stored = storage.stored
+        self._storage = storage
         self._failed = failed
-        # Snapshot work and the writes behind it wait here, so that the order on disk is the order asked for.
-        self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
-        self._working: asyncio.Task[None] | None = None
-        self._pieces: deque[tuple[messages.Snapshot, int, bytes]] = deque()
 
     def write(self, persist: Persist, done: Callable[[], None]) -> None:
-        """Append to the log; behind snapshot work under way, if there is any."""
-        if self._working is None and persist.snapshot is None:
-            self._append(persist, done)
-        else:
-            self._do(lambda: self._write_later(persist, done))
+        """Make it durable, in order, then call `done`."""
+        self._storage.persist(persist).add_done_callback(lambda future: self._written(future, done))
 
-    def store_chunk(self, snapshot: messages.Snapshot, offset: int, data: bytes) -> None:
+    def store_chunk(self, chunk: StoreChunk) -> None:
         """Write a piece of a coming snapshot aside, in a thread."""
-        description = describe(snapshot)
-        self._do(lambda: asyncio.to_thread(self._snapshots.receive, description, offset, data))
+        self._storage.store_chunk(chunk)
 
-    async def load_chunk(self, snapshot: messages.Snapshot, offset: int, length: int) -> tuple[bytes | None, bool]:
+    async def load_chunk(self, request: LoadChunk) -> tuple[bytes | None, bool]:
         """Read a piece of our newest snapshot, in a thread."""
-        found = self._snapshots.find(describe(snapshot))
-        if found is None:
-            return None, True
-        data = await asyncio.to_thread(found.read, offset, length)
-        return data, offset + length >= found.size
+        return await self._storage.load_chunk(request)
 
-    async def save(self, snapshot: messages.Snapshot, chunks: Iterable[bytes]) -> None:
+    async def save(self, snapshot: Snapshot, chunks: Iterable[bytes]) -> None:
         """Write our own snapshot, then drop the log's segments below it."""
-        await asyncio.to_thread(self._snapshots.save, describe(snapshot), chunks)
-        await self._log.compact(snapshot.index)
+        await self._storage.save(snapshot, chunks)
 
-    def chunks(self) -> Iterator[bytes]:
-        """The content of the newest snapshot, read from disk piece by piece."""
-        newest = self._snapshots.newest
-        assert newest is not None, "asked for only when there is one"
-        return newest.chunks()
+    def restore(self, effect: Restore) -> Iterable[bytes]:
+        """The content of the snapshot that was adopted, or loaded at the start; read piece by piece."""
+        return self._storage.restore(effect)
 
     def statistics(self) -> dict[str, Any]:
         """The log's counters."""
-        return self._log.statistics()
+        return self._storage.log.statistics()
 
     async def close(self) -> None:
         """Finish what was asked for, and close the log."""
-        while self._working is not None:
-            await asyncio.wait([self._working])
-        await self._log.close()
+        await self._storage.close()
 
-    def _append(self, persist: Persist, done: Callable[[], None]) -> None:
-        log, hard_state, first = self._log, persist.hard_state, persist.first_index
-        try:
-            if hard_state is not None:
-                log.set_hard_state(hard_state.term, hard_state.vote)
-            if first:
-                log.void_from(first)
-            if persist.entries:
-                log.append([(i, e.term, e.kind, e.data) for i, e in enumerate(persist.entries, first)])
-            synced = asyncio.ensure_future(log.sync())
-        except Exception as error:
-            self._failed(error)
+    def _written(self, future: asyncio.Future[None], done: Callable[[], None]) -> None:
+        if future.cancelled():
             return
-        synced.add_done_callback(lambda future: self._synced(future, done))
-
-    def _synced(self, future: asyncio.Future[None], done: Callable[[], None]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, Exception):
-            self._failed(error)
-        elif not future.cancelled():
+        error = future.exception()
+        if error is None:
             done()
-
-    async def _write_later(self, persist: Persist, done: Callable[[], None]) -> None:
-        if persist.snapshot is not None:
-            await asyncio.to_thread(self._snapshots.adopt, describe(persist.snapshot))
-            self._log.begin_at(persist.snapshot.index + 1)
-        self._append(persist, done)
-
-    def _do(self, job: Callable[[], Awaitable[None]]) -> None:
-        self._jobs.append(job)
-        if self._working is None:
-            self._working = asyncio.get_running_loop().create_task(self._work())
-
-    async def _work(self) -> None:
-        try:
-            while self._jobs:
-                await self._jobs.popleft()()
-        except Exception as error:
+        elif isinstance(error, Exception):
             self._failed(error)
-        finally:
-            self._working = None
 
 
-def describe(snapshot: messages.Snapshot) -> Description:
-    """A snapshot as the disk names it."""
-    return Description(snapshot.index, snapshot.term, _encode(snapshot.configuration))
-
-
-def open_disk_store(
+async def open_disk_store(
     directory: Path,
     mesh_id: str,
     node_id: str,
     founding: Callable[[], Stored] | None,
     failed: Callable[[Exception], None],
 ) -> DiskStore:
-    """Open what is kept under a data directory; blocks. An empty one begins with what `founding` makes, if given.
+    """Open what is kept under a data directory. An empty one begins with what `founding` makes, if given.
 
-    Raises the errors of `open_log` and `Snapshots.load`: each names the file and what to do.
+    Raises the errors of `open_storage`: each names the file and what to do.
     """
-    snapshots = Snapshots(directory / "snapshots", mesh_id, node_id)
-    newest = snapshots.load()
-    index = newest.description.index if newest is not None else 0
-    log, recovered = open_log(directory / "log", mesh_id, node_id, snapshot_index=index)
-    snapshot = messages.Snapshot()
-    if newest is not None:
-        about = newest.description
-        snapshot = messages.Snapshot(about.index, about.term, _decode_configuration(about.about))
-    entries = [Entry(term, data, kind) for _, term, kind, data in recovered.entries]
-    hard_state = recovered.hard_state
-    stored = Stored(
-        HardState(hard_state.term, hard_state.voted_for) if hard_state is not None else HardState(), snapshot, entries
-    )
-    if stored == Stored() and founding is not None:
-        stored = founding()
-        log.set_hard_state(stored.hard_state.term, stored.hard_state.vote)
-        log.append([(i, e.term, e.kind, e.data) for i, e in enumerate(stored.entries, 1)])
-    return DiskStore(log, snapshots, stored, failed)
+    storage = await asyncio.to_thread(open_storage, directory, mesh_id, node_id)
+    if storage.stored == Stored() and founding is not None:
+        storage.stored = stored = founding()
+        storage.log.set_hard_state(stored.hard_state.term, stored.hard_state.vote)
+        storage.log.append([(i, e.term, e.kind, e.data) for i, e in enumerate(stored.entries, 1)])
+        try:
+            await storage.log.sync()
+        except BaseException:
+            await storage.close()
+            raise
+    return DiskStore(storage, failed)

@@ -1,29 +1,95 @@
-"""Gets entries to whoever leads, however often that changes, until their outcome is known or the time is up.
+"""Gets commands to whoever leads, however often that changes, until their outcome is known or the time is up.
 
-Entries handed over in one tick of the loop travel in one request. What may have reached a leader and got no answer is
-sent again: that is safe only for entries of a client session, or ones that may repeat.
+Commands handed over in one tick of the loop travel in one request, become one proposal, and get one answer. Each runs
+in this node's client session under a sequence number, so what may have arrived and got no answer is sent again, as it
+was, and still applies once.
+
+What a write's end says
+    its outcome       it was applied, once
+    NoLeader          it was never sent, or surely refused or lost wherever it went: it will never be applied
+    OutcomeUnknown    some try of it got no answer
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 
-from consensus.errors import Backlogged, EntryTooLarge, NotLeader, Refused
-from meshnode.errors import InvalidInput, MeshError, NoLeader, OutcomeUnknown, Overloaded, TooLarge
+import structlog
+
+from consensus.raft import sessions as clients
+from meshnode.errors import Closed, InvalidInput, MeshError, NoLeader, OutcomeUnknown, Overloaded, TooLarge
 from meshnode.mesh import Mesh
-from meshnode.replication.messages import LOST, UNKNOWN, Outcome, Propose, Proposed
+from meshnode.replication.deadlines import Deadlines
+from meshnode.replication.messages import (
+    EXPIRED,
+    LOST,
+    UNACKNOWLEDGED,
+    UNKNOWN,
+    Outcome,
+    Propose,
+    Proposed,
+)
+
+log = structlog.get_logger("meshnode.submission")
 
 TRY_S = 5.0
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.3
 BATCH = 2048
+BATCH_BYTES = 1 << 20
+COMMAND_BYTES = 512 << 10
+FLIGHTS = 8  # requests on their way at once; what comes meanwhile goes in the next, larger one
+WINDOW = 4000  # commands of one session without an answer; its table remembers 4096
+WAITING = 100_000
 
-Waiting = tuple[bytes, "asyncio.Future[Outcome | None]"]
+
+class Write:
+    """A command on its way. `in_doubt`: some earlier try got no answer; `is_flying`: one is under way now."""
+
+    __slots__ = ("client", "command", "deadline", "entry", "future", "in_doubt", "is_flying", "sequence")
+
+    def __init__(self, command: bytes, deadline: float, future: asyncio.Future[bytes]) -> None:
+        self.command = command
+        self.deadline = deadline
+        self.future = future
+        self.entry = b""
+        self.client: Client | None = None
+        self.sequence = 0
+        self.in_doubt = False
+        self.is_flying = False
+
+
+class Client:
+    """This node's client session, and the sequence numbers whose answers it still wants, in order."""
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.sequence = 0
+        self.outstanding: dict[int, None] = {}
+
+    @property
+    def acknowledged(self) -> int:
+        """All up to this one have their answer, or nobody wants it any more."""
+        return next(iter(self.outstanding), self.sequence + 1) - 1
+
+
+class Flight:
+    """Entries sent to one leader."""
+
+    __slots__ = ("leader", "writes")
+
+    def __init__(self, leader: str, writes: Sequence[Write]) -> None:
+        self.leader = leader
+        self.writes = writes
 
 
 class Submission:
-    """leader(): whom to ask, None if unknown; look(): find out; propose(data): this node's own core, if it leads."""
+    """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
+
+    propose(entries): this node's own core, if it leads.
+    """
 
     def __init__(
         self,
@@ -31,138 +97,268 @@ class Submission:
         *,
         leader: Callable[[], str | None],
         look: Callable[[], Awaitable[None]],
-        propose: Callable[[bytes], Awaitable[Outcome]],
+        heard: Callable[[str | None], None],
+        propose: Callable[[list[bytes]], Awaitable[Proposed]],
     ) -> None:
         self._mesh = mesh
         self._leader = leader
         self._look = look
+        self._heard = heard
         self._propose = propose
-        self._outbox: list[Waiting] = []
-        self._requests: dict[asyncio.Task[None], str] = {}
+        self._client: Client | None = None
+        self._queue: deque[Write] = deque()
+        self._open: Deadlines[Write] = Deadlines(self._expire)
+        self._flights: dict[asyncio.Task[Proposed], Flight] = {}
+        self._finding: asyncio.Task[None] | None = None
+        self._is_due = False
+        self._pause_s = 0.0
+        self._retry: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
-    async def submit(self, entry: bytes, timeout_s: float) -> Outcome:
-        """The outcome of one entry. Raises NoLeader (not applied), OutcomeUnknown, Overloaded, TooLarge."""
+    def submit(self, command: bytes, timeout_s: float) -> asyncio.Future[bytes]:
+        """Apply a command once; the future gets the machine's answer, NoLeader, OutcomeUnknown or Overloaded.
+
+        Raises TooLarge, Overloaded, Closed.
+        """
+        if len(command) > COMMAND_BYTES:
+            raise TooLarge(f"a command of {len(command)} bytes is above the limit of {COMMAND_BYTES}")
+        if len(self._open) >= WAITING:
+            raise Overloaded(f"{WAITING} writes of this node wait already", retry_after_s=0.5)
+        if self._is_closed:
+            raise Closed("the node is stopping")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        may_have_arrived = False
-        pause = PAUSE_S
-        while True:
-            left = deadline - loop.time()
-            if left <= 0:
-                break
-            leader = self._leader()
-            if leader is None:
-                await self._wait(self._look(), left)
-                if self._leader() is None:
-                    await asyncio.sleep(min(pause, left))
-                    pause = min(pause * 2, PAUSE_MAX_S)
-                continue
-            outcome = await self._try(entry, leader, left)
-            if outcome is None or outcome == UNKNOWN:
-                may_have_arrived = True
-            elif outcome != LOST:
-                return outcome
-            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-            pause = min(pause * 2, PAUSE_MAX_S)
-        if may_have_arrived:
-            raise OutcomeUnknown(f"no answer from a leader in {timeout_s:g} s; read before writing again")
-        raise NoLeader(f"no leader in {timeout_s:g} s; nothing was written, retry", retry_after_s=0.5)
+        write = Write(command, loop.time() + timeout_s, loop.create_future())
+        self._open.add(write)
+        self._queue.append(write)
+        self._soon()
+        return write.future
 
     def leader_changed(self) -> None:
         """What was sent to a former leader is sent to the present one instead of waiting for the former."""
         leader = self._leader()
-        for task, asked in list(self._requests.items()):
-            if leader is not None and asked != leader:
+        if leader is None:
+            return
+        for task, flight in list(self._flights.items()):
+            if flight.leader != leader:
                 task.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._queue:
+            self._soon()
 
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks = list(self._requests)
+        self._is_closed = True
+        for write in self._open.close():
+            self._give_up(write, "the node is stopping", Closed)
+        self._queue.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+        tasks: list[asyncio.Task[Proposed] | asyncio.Task[None]] = list(self._flights)
+        if self._finding is not None:
+            tasks.append(self._finding)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _try(self, entry: bytes, leader: str, left: float) -> Outcome | None:
-        """One try; LOST if it is sure that nothing was or will be applied, None if that can't be known."""
-        if leader == self._mesh.me.node_id:
-            try:
-                return await asyncio.wait_for(self._propose(entry), left)
-            except TimeoutError:
-                return None
-            except EntryTooLarge as error:
-                raise TooLarge(str(error)) from None
-            except Backlogged as error:
-                raise Overloaded(str(error), retry_after_s=0.2) from None
-            except Refused:  # not the leader any more, or handing over
-                return LOST
-        future: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
-        self._outbox.append((entry, future))
-        if len(self._outbox) == 1:
+    # Going out.
+
+    def _soon(self) -> None:
+        if not self._is_due and self._retry is None:
+            self._is_due = True
             asyncio.get_running_loop().call_soon(self._flush)
-        try:
-            return await asyncio.wait_for(future, min(left, TRY_S))
-        except TimeoutError:
-            return None
 
     def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        leader = self._leader()
-        if leader is None:
-            for _, future in outbox:
-                _resolve(future, LOST)
+        self._is_due = False
+        while self._queue and not self._is_closed and len(self._flights) < FLIGHTS:
+            leader = self._leader()
+            if leader is None or self._client is None:
+                self._find()
+                return
+            writes = self._take(self._client)
+            if not writes:
+                return
+            self._launch(Flight(leader, writes))
+
+    def _take(self, client: Client) -> list[Write]:
+        """The next batch, each write with its place in the client session."""
+        queue, taken, size = self._queue, list[Write](), 0
+        acknowledged, outstanding = client.acknowledged, client.outstanding
+        while queue and len(taken) < BATCH and size < BATCH_BYTES:
+            write = queue[0]
+            if write.future.done():  # expired, or its caller went away
+                queue.popleft()
+                self._forget(write)
+                continue
+            # One in doubt stays with its session, even if that is gone: another could apply it a second time.
+            if write.client is None or (write.client is not client and not write.in_doubt):
+                if client.sequence - acknowledged >= WINDOW:
+                    break
+                client.sequence += 1
+                write.client, write.sequence, write.entry = client, client.sequence, b""
+                outstanding[client.sequence] = None
+                if len(outstanding) == 1:
+                    acknowledged = client.sequence - 1
+            if not write.entry:
+                session = write.client.session
+                write.entry = clients.encode(clients.Run(session, write.sequence, acknowledged, write.command))
+            queue.popleft()
+            taken.append(write)
+            size += len(write.entry)
+        return taken
+
+    def _launch(self, flight: Flight) -> None:
+        for write in flight.writes:
+            write.is_flying = True
+        task = asyncio.get_running_loop().create_task(self._ask(flight.leader, [each.entry for each in flight.writes]))
+        self._flights[task] = flight
+        task.add_done_callback(self._landed)
+
+    async def _ask(self, leader: str, entries: list[bytes]) -> Proposed:
+        if leader == self._mesh.me.node_id:
+            return await self._propose(entries)
+        return await self._mesh.request(leader, Propose(entries), timeout_s=TRY_S)
+
+    # Coming back.
+
+    def _landed(self, task: asyncio.Task[Proposed]) -> None:
+        flight = self._flights.pop(task)
+        for write in flight.writes:
+            write.is_flying = False
+        error = None if task.cancelled() else task.exception()
+        outcomes: Sequence[Outcome] = ()
+        if task.cancelled():
+            outcomes = [UNKNOWN] * len(flight.writes)
+        elif isinstance(error, (Overloaded, TooLarge, InvalidInput)):
+            self._refuse(flight.writes, error)
             return
-        for start in range(0, len(outbox), BATCH):
-            batch = outbox[start : start + BATCH]
-            task = asyncio.get_running_loop().create_task(self._send(leader, batch))
-            self._requests[task] = leader
-            task.add_done_callback(lambda done: self._requests.pop(done, None))
-
-    async def _send(self, leader: str, batch: list[Waiting]) -> None:
-        outcomes: list[Outcome | None] = [None] * len(batch)
-        try:
-            answer = await self._mesh.request(leader, Propose([entry for entry, _ in batch]), timeout_s=TRY_S)
-            outcomes = list(answer.outcomes) if answer.outcomes else [LOST] * len(batch)
-        except (TooLarge, InvalidInput, Overloaded) as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+        elif error is not None:
+            log.debug("no answer", leader=flight.leader, error=str(error))
+            outcomes = [UNKNOWN] * len(flight.writes)
+        else:
+            answer = task.result()
+            outcomes = answer.outcomes
+            if len(outcomes) != len(flight.writes):
+                outcomes = [LOST] * len(flight.writes)
+                if answer.leader != flight.leader:
+                    self._heard(answer.leader)
+        again = [w for w, outcome in zip(flight.writes, outcomes, strict=True) if self._is_open_after(w, outcome)]
+        if not again:
+            self._pause_s = 0.0
+            if self._queue:
+                self._soon()
             return
-        except (MeshError, asyncio.CancelledError):
-            pass  # it may or may not have arrived
-        finally:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _resolve(future, outcome)
+        self._queue.extendleft(reversed(again))
+        self._later()
 
-    @staticmethod
-    async def _wait(work: Awaitable[None], left: float) -> None:
-        try:
-            await asyncio.wait_for(work, left)
-        except TimeoutError:
+    def _is_open_after(self, write: Write, outcome: Outcome) -> bool:
+        """Take in the outcome of one try; True if it takes another."""
+        if write.future.done():
+            self._forget(write)
+            return False
+        if type(outcome) is bytes:
+            write.future.set_result(outcome)
+            self._forget(write)
+            return False
+        if outcome == UNKNOWN:
+            write.in_doubt = True
+            return True
+        if outcome == LOST:
+            return True
+        if outcome == UNACKNOWLEDGED:
+            write.entry = b""  # encoded anew, with what is acknowledged by now
+            return True
+        if outcome == EXPIRED:
+            # This session was unused for so long that it made room for others.
+            if self._client is write.client:
+                self._client = None
+            if not write.in_doubt:
+                return True
+        self._forget(write)
+        write.future.set_exception(OutcomeUnknown("the client session was dropped; read before writing again"))
+        return False
+
+    def _refuse(self, writes: Sequence[Write], error: MeshError) -> None:
+        """The leader took none of these: say so, unless an earlier try may have arrived."""
+        again = []
+        for write in writes:
+            if write.in_doubt and not write.future.done():
+                again.append(write)
+                continue
+            self._forget(write)
+            if not write.future.done():
+                write.future.set_exception(type(error)(str(error), retry_after_s=error.retry_after_s))
+        self._queue.extendleft(reversed(again))
+        if self._queue:
+            self._later()
+
+    def _later(self) -> None:
+        self._pause_s = min(max(PAUSE_S, self._pause_s * 2), PAUSE_MAX_S)
+        if self._retry is None and not self._is_closed:
+            self._retry = asyncio.get_running_loop().call_later(self._pause_s, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        # Whoever did not answer may lead no more.
+        self._find()
+
+    def _expire(self, write: Write) -> None:
+        self._give_up(write, "no answer from a leader in time", NoLeader)
+
+    def _give_up(self, write: Write, why: str, sure: type[MeshError]) -> None:
+        self._forget(write)
+        if write.future.done():
             return
+        if write.in_doubt or write.is_flying:
+            write.future.set_exception(OutcomeUnknown(f"{why}; it may have been written: read before writing again"))
+        else:
+            write.future.set_exception(sure(f"{why}; nothing was written, retry", retry_after_s=0.5))
 
+    def _forget(self, write: Write) -> None:
+        self._open.drop(write)
+        if write.client is not None:
+            write.client.outstanding.pop(write.sequence, None)
 
-def _resolve(future: asyncio.Future[Outcome | None], outcome: Outcome | None) -> None:
-    if not future.done():
-        future.set_result(outcome)
+    # Finding a leader, and a session with it.
 
+    def _find(self) -> None:
+        if self._finding is None and not self._is_closed:
+            self._finding = asyncio.get_running_loop().create_task(self._prepare())
+            self._finding.add_done_callback(self._prepared)
 
-async def answer(
-    entries: list[bytes], propose: Callable[[bytes], asyncio.Future[Outcome]], leader: str | None
-) -> Proposed:
-    """The leader's side of a `Propose`: all outcomes, or whom to ask instead."""
-    tokens = [propose(entry) for entry in entries]
-    outcomes: list[Outcome] = []
-    for token in tokens:
+    def _prepared(self, task: asyncio.Task[None]) -> None:
+        self._finding = None
+        if not task.cancelled():
+            task.result()
+            if self._queue:
+                self._soon()
+
+    async def _prepare(self) -> None:
+        """Return once there are both a leader and a client session, or nothing waits any more."""
+        pause = PAUSE_S
+        await self._look()
+        while len(self._open):
+            leader = self._leader()
+            if leader is not None and (self._client is not None or await self._opened(leader)):
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, PAUSE_MAX_S)
+            await self._look()
+
+    async def _opened(self, leader: str) -> bool:
+        # Repeated, it leaves an idle session behind, no more.
         try:
-            outcomes.append(await token)
-        except NotLeader as error:
-            await asyncio.gather(*tokens, return_exceptions=True)
-            return Proposed([], error.leader or leader)
-        except EntryTooLarge as error:
-            await asyncio.gather(*tokens, return_exceptions=True)
-            raise TooLarge(str(error)) from None
-        except Refused as error:
-            await asyncio.gather(*tokens, return_exceptions=True)
-            raise Overloaded(str(error), retry_after_s=0.2) from None
-    return Proposed(outcomes, leader)
+            async with asyncio.timeout(TRY_S):
+                answer = await self._ask(leader, [clients.encode(clients.Open())])
+        except (MeshError, TimeoutError):
+            return False
+        if not answer.outcomes:
+            self._heard(answer.leader)
+            return False
+        session = answer.outcomes[0]
+        if not isinstance(session, int) or session <= 0:
+            return False
+        self._client = Client(session)
+        return True

@@ -1,0 +1,79 @@
+"""The leader's regular look at who votes: carries out what `placement` decides, and lets go of those that leave."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from meshnode.mesh import Mesh
+from meshnode.replication.placement import place
+from meshnode.replication.replica import Replica
+
+log = structlog.get_logger("meshnode.placing")
+
+PLACE_EVERY_S = 0.25
+DEAD_AFTER_S = 10.0
+LEVEL_WITHIN = 64  # entries behind the leader's log that still count as level
+
+
+class Placing:
+    """One per node with a core; does nothing but watch deaths while the node does not lead. `target` voters."""
+
+    def __init__(self, mesh: Mesh, replica: Replica, target: int) -> None:
+        self._mesh = mesh
+        self._replica = replica
+        self._target = target
+        self._leaving: set[str] = set()
+        self._dead_since: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(PLACE_EVERY_S)
+            self.look()
+
+    async def let_go(self, node: str) -> bool:
+        """Take a node out of the configuration; False if this node leads no more before that is done."""
+        replica = self._replica
+        self._leaving.add(node)
+        self.look()
+        while replica.leads and node in replica.configuration.members:
+            await asyncio.sleep(PLACE_EVERY_S / 5)
+            self._leaving.add(node)
+            self.look()
+        return node not in replica.configuration.members
+
+    def look(self) -> None:
+        """Change the configuration, if it is not as it should be."""
+        self._note_deaths()
+        replica = self._replica
+        if not replica.leads:
+            self._leaving.clear()
+            return
+        replica.advance()
+        members = self._mesh.members()
+        now = asyncio.get_running_loop().time()
+        state = replica.core.state
+        progress = state.leadership.progress if state.leadership is not None else {}
+        last = state.log.last_index
+        wanted = place(
+            replica.configuration,
+            me=self._mesh.me.node_id,
+            living={m.node_id for m in members if m.state == "alive" and m.role == "node"},
+            dead={node for node, since in self._dead_since.items() if now - since > DEAD_AFTER_S},
+            leaving=self._leaving | {m.node_id for m in members if m.state == "left"},
+            level={node for node, peer in progress.items() if peer.match_index >= last - LEVEL_WITHIN},
+            target=self._target,
+        )
+        if wanted is not None:
+            log.info("configuration", voters=list(wanted.voters), learners=list(wanted.learners))
+            replica.change(wanted)
+
+    def _note_deaths(self) -> None:
+        now = asyncio.get_running_loop().time()
+        gone = {m.node_id for m in self._mesh.members() if m.state == "dead"}
+        for node in [node for node in self._dead_since if node not in gone]:
+            del self._dead_since[node]
+        for node in gone:
+            self._dead_since.setdefault(node, now)
