@@ -15,6 +15,9 @@ from consensus.raft.progress import Mode, Progress
 from consensus.raft.replication import append, office, send_entries, tell_commit
 from consensus.raft.state import State
 
+ENTRY_OVERHEAD_BYTES = 100
+"""About what an entry costs in memory besides its data: empty commands are not for nothing."""
+
 
 def propose(state: State, commands: Sequence[bytes]) -> None:
     """Append commands and send them on. Raises a Refused."""
@@ -25,7 +28,8 @@ def propose(state: State, commands: Sequence[bytes]) -> None:
     largest = max(map(len, commands))
     if largest > settings.max_entry_bytes:
         raise EntryTooLarge(largest, settings.max_entry_bytes)
-    waiting = state.log.bytes_after(state.commit_index)
+    waiting_entries = state.log.last_index - state.commit_index
+    waiting = state.log.bytes_after(state.commit_index) + waiting_entries * ENTRY_OVERHEAD_BYTES
     if waiting > settings.max_uncommitted_bytes:
         raise Backlogged(waiting, settings.max_uncommitted_bytes)
     term, first_index = state.term, state.log.last_index + 1
@@ -114,5 +118,7 @@ def _go_on(state: State, node: str, peer: Progress) -> None:
     if state.leadership is None or node not in state.leadership.progress:
         return
     send_entries(state, node, peer)
+    if peer.next_index > state.log.last_index and peer.commit_sent < state.commit_index:
+        tell_commit(state, node, peer)  # it was not level when the others were told
     reads.confirm(state)
     transfer.maybe_hand_over(state)

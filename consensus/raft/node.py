@@ -127,7 +127,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from consensus.raft import election, follower, leader, membership, messages, reads, snapshots, transfer
+from consensus.raft import election, follower, leader, membership, messages, reads, snapshots, statistics, transfer
 from consensus.raft.configuration import Configuration
 from consensus.raft.durability import complete_writes
 from consensus.raft.effects import Effect, LoadChunk, Role, RoleChanged
@@ -135,6 +135,7 @@ from consensus.raft.messages import Message, PreVote, PreVoteReply, Snapshot, Vo
 from consensus.raft.roles import become_follower, is_sticky, reset_countdown
 from consensus.raft.settings import Settings
 from consensus.raft.state import State, Stored, load
+from consensus.raft.statistics import Statistics
 
 _HANDLERS: dict[type, Callable[[State, str, Any], None]] = {
     messages.PreVote: election.receive_pre_vote,
@@ -186,6 +187,10 @@ class Raft:
     def configuration(self) -> Configuration:
         """Who votes and who learns, by the newest entry that says so."""
         return self.state.configuration
+
+    def statistics(self) -> Statistics:
+        """Where this node stands; on the leader, where its followers do."""
+        return statistics.describe(self.state)
 
     def tick(self, elapsed: int = 1) -> list[Effect]:
         """`elapsed` ticks of true time have passed since the last call; more than 1 after a pause."""

@@ -329,6 +329,40 @@ def test_fault_15_snapshot_and_configuration_travel_together_and_only_if_committ
     assert a.core.snapshot().configuration == committed
 
 
+def test_fault_17_a_single_node_does_not_acknowledge_before_the_write_is_durable() -> None:
+    """etcd #14370."""
+    a = node("a")
+    a.tick()
+    a.is_slow = True
+    a.do(a.core.propose([b"x"]))
+    a.tick(3)
+    assert a.applied == []
+    a.sync()
+    assert a.applied == [b"x"]
+
+
+def test_fault_19_a_leader_that_was_paused_for_a_minute_steps_down_and_follows() -> None:
+    cluster = Cluster("abc")
+    a = cluster.elect("a")
+    cluster.isolate("a")
+    cluster.elect("b")
+    a.do(a.core.tick(600))
+    assert not a.leads()
+    cluster.heal()
+    cluster.tick(3 * T)
+    assert (cluster.leaders(), a.core.leader) == (["b"], "b")
+
+
+def test_fault_19_a_follower_that_was_paused_reads_its_inbox_before_it_stands() -> None:
+    cluster = Cluster("abc")
+    cluster.elect("a")
+    c = cluster["c"]
+    c.do(c.core.tick(600))
+    assert c.core.role is Role.FOLLOWER
+    cluster.tick(3)
+    assert (cluster.leaders(), c.core.leader) == (["a"], "a")
+
+
 def test_fault_18_a_command_retried_across_a_leader_change_applies_once() -> None:
     runs: list[bytes] = []
 
