@@ -51,6 +51,8 @@ _SHAPES = {
     "lm": "no arguments: it is a builder, called once in each worker, that returns the model",
     "handler": "two arguments: (args, context)",
     "metric": "two arguments: (example, prediction, trace=None)",
+    "on_event": "two arguments: (payload, context)",
+    "on_query": "two arguments: (payload, context)",
 }
 
 
@@ -63,6 +65,8 @@ class App:
     def __init__(self) -> None:
         self._programs: dict[str, Callable[[], Any]] = {}
         self._handlers: dict[str, Callable[[Any, Any], Any]] = {}
+        self._event_listeners: dict[str, Callable[[Any, Any], Any]] = {}
+        self._query_listeners: dict[str, Callable[[Any, Any], Any]] = {}
         self._tools: dict[str, Tool] = {}
         self._metrics: dict[str, Callable[..., float | bool]] = {}
         self._variables: dict[str, Variable[Any]] = {}
@@ -82,6 +86,17 @@ class App:
         if isinstance(name, str) and name.startswith("mesh."):
             raise AppError(f"handler {name!r}: names that begin with 'mesh.' are the mesh's own; choose another")
         return self._declare("handler", name, self._handlers, arguments=2)
+
+    def on_event(self, name: str) -> Callable[[F], F]:
+        """Declare what hears `events.send(name, payload)` from any node: `(payload, context)`, plain or async.
+
+        It runs on the node's loop, so it never blocks.
+        """
+        return self._declare("on_event", name, self._event_listeners, arguments=2)
+
+    def on_query(self, name: str) -> Callable[[F], F]:
+        """Declare what answers `events.query(name, payload)`: as `on_event`, returns the answer; None: no answer."""
+        return self._declare("on_query", name, self._query_listeners, arguments=2)
 
     def metric(self, name: str) -> Callable[[F], F]:
         """Declare a metric as DSPy's: `(example, prediction, trace=None) -> float | bool`."""
@@ -131,6 +146,16 @@ class App:
     def handlers(self) -> Mapping[str, Callable[[Any, Any], Any]]:
         """Handlers by name."""
         return MappingProxyType(self._handlers)
+
+    @property
+    def event_listeners(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """What hears events, by the event's name."""
+        return MappingProxyType(self._event_listeners)
+
+    @property
+    def query_listeners(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """What answers queries, by the query's name."""
+        return MappingProxyType(self._query_listeners)
 
     @property
     def tools(self) -> Mapping[str, Tool]:

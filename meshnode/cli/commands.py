@@ -21,6 +21,8 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "vars": "vars:variables",
     "cluster": "cluster:cluster",
+    "event": "gossip:event",
+    "query": "gossip:query",
     "lm": "lm:lm",
     "wal": "wal:wal",
 }

@@ -24,7 +24,16 @@ def members(node: str | None, as_json: bool) -> None:
     print_table(
         columns,
         (
-            (one["name"], one["state"], one["address"], one["role"], _tags(one["tags"]), one["node_id"][:12])
+            (
+                one["name"],
+                one["state"],
+                one["address"],
+                _milliseconds(one.get("round_trip_s")),
+                _load(one),
+                one["role"],
+                _tags(one["tags"]),
+                one["node_id"][:12],
+            )
             for one in found
         ),
     )
@@ -122,6 +131,15 @@ def _get(node: str | None, path: str) -> Any:
     from meshnode.local_nodes import find
 
     return get(find(node), path)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def _load(member: dict[str, Any]) -> str:
+    """ "2/8": tasks that run, of those it can run at once."""
+    return f"{member.get('busy', 0)}/{member['slots']}" if member.get("slots") else "-"
 
 
 def _tags(tags: dict[str, str]) -> str:

@@ -23,8 +23,11 @@ log = structlog.get_logger("meshnode.membership")
 EVENT_BYTES = 512  # payload of an event or query
 ANSWER_BYTES = 1000  # payload of an answer
 
-OnEvent = Callable[[str, bytes], None]  # (node id of the sender, payload)
-OnQuery = Callable[[str, bytes], bytes | None]  # (node id of the asker, payload) -> answer; None: no answer
+_UNDER_WAY_MAX = 64  # receivers that take their time, at once; an event that finds them all busy is dropped
+
+OnEvent = Callable[[str, bytes], Any]  # (node id of the sender, payload); may be async
+#: (node id of the asker, payload) -> answer; None: no answer; may be async.
+OnQuery = Callable[[str, bytes], bytes | Awaitable[bytes | None] | None]
 
 
 @dataclass
@@ -87,7 +90,18 @@ class Events:
         except Exception:  # a user's code may raise anything; gossip goes on
             log.exception("an event's receiver failed", shout=shout.name)
             return
-        if answer is None:
+        task = asyncio.get_running_loop().create_task(self._await(shout, result))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await(self, shout: Shout, result: Awaitable[Any]) -> None:
+        try:
+            self._answer(shout, await result)
+        except Exception:  # as above
+            log.exception("an event's receiver failed", shout=shout.name)
+
+    def _answer(self, shout: Shout, answer: bytes | None) -> None:
+        if not shout.asks or answer is None:
             return
         if len(answer) > ANSWER_BYTES:
             log.error("an answer is too large", shout=shout.name, bytes=len(answer), cap=ANSWER_BYTES)

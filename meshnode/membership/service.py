@@ -194,6 +194,7 @@ class Membership:
             return
         self._closed = True
         await self._driver.stop()
+        await self.events.close()
         if self._peers_file is not None and self._joined:
             self._keep_peers(self._peers_file)
         for task in list(self._asking):

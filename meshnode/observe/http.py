@@ -25,6 +25,8 @@ from meshnode.observe.answers import answer, error_answer, mesh_error_answer
 from meshnode.observe.body import read_body
 from meshnode.observe.evaluate import EvaluateEndpoint
 from meshnode.observe.guard import Guard
+from meshnode.observe.events import EventsEndpoint
+from meshnode.observe.gossip import GossipRoutes
 from meshnode.observe.logs import hide_secrets
 from meshnode.observe.served import Served
 from meshnode.observe.variables import VariableRoutes
@@ -51,7 +53,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/healthz", routes.live),
             Route("/readyz", routes.ready),
             Route("/health", routes.health),
-            Route("/members", routes.members),
+            *GossipRoutes(node).routes(),
             Route("/status", routes.status),
             Route("/programs", routes.programs),
             Route("/tools", routes.tools),
@@ -66,6 +68,9 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     )
     return Guard(app, token=token, hosts=[socket.gethostname(), str(node.ready.get("name") or ""), *hosts])
 
+            *SecurityRoutes(node).routes(),
+            Route("/events", EventsEndpoint(picture)),
+            *page.routes(),
 
 class _Routes:
     def __init__(self, node: Served) -> None:
@@ -86,10 +91,6 @@ class _Routes:
         components = self._node.health()
         degraded = any(part.get("status") not in ("ok", "off") for part in components.values())
         return answer({"status": "degraded" if degraded else "ok", "components": components})
-
-    async def members(self, _: Request) -> Response:
-        """Everyone, as `meshnode members --json` prints it."""
-        return answer([describe_member(member) for member in self._node.members()])
 
     async def status(self, _: Request) -> Response:
         """As `meshnode status --json` prints it."""
@@ -177,19 +178,6 @@ class _Cancellable:
 
     async def _work(self, request: Request) -> Response:
         return await self._endpoint(request)
-
-
-def describe_member(member: Any) -> dict[str, Any]:
-    """A member as the public surface shows it."""
-    return {
-        "name": member.name,
-        "node_id": member.node_id,
-        "state": member.state,
-        "address": member.address,
-        "tags": dict(member.tags),
-        "incarnation": member.incarnation,
-        "role": member.role,
-    }
 
 
 async def _on_mesh_error(_: Request, error: Any) -> Response:

@@ -50,10 +50,19 @@ class Served(Protocol):
         ...
 
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
+    @property
+    def events(self) -> Events:
+        """Events and queries over the mesh."""
+        ...
+
         """Ask a peer's handler; None means the node's own default."""
         ...
 
     def evaluate(
+    def round_trips(self) -> Mapping[str, float]:
+        """Seconds a probe takes to a member and back, by node id; of those probed so far."""
+        ...
+
         self,
         program: str,
         examples: AsyncIterator[dict[str, Any]],

@@ -28,6 +28,7 @@ from meshnode.mesh import Member
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
 from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of
+from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
 from meshnode.variables import Variables
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("meshnode.parts")
 
 CHANNEL_OFFSETS: dict[ChannelName, int] = {"inference": 1, "coordination": 2, "telemetry": 3, "real_time": 4}
+PEERS_FILE = "peers.json"  # in the data directory
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Parts:
     work: Work
     membership: Membership
     replication: Replication
+    events: NodeEvents
     variables: Variables
     supervisor: Supervisor
     is_new: bool  # this node has been in no mesh before
@@ -99,7 +102,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         )
         stack.push_async_callback(channels.close)
         node.dispatch.attach(channels)
-        bound = open_socket(config.bind, base + GOSSIP if base else 0)
+        bound = open_socket(config.bind, base + GOSSIP if base else 0, transport=config.gossip_transport)
         stack.callback(bound.close)
     listener = _listen(config, stack)
 
@@ -145,6 +148,8 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
 
     replication = Replication(
         node.mesh,
+        forgotten=node.directory.forget,
+        peers_file=config.data_dir / PEERS_FILE if config.data_dir is not None else None,
         send=lambda peer, raw: node.dispatch.cast_raw("coordination", peer, RAFT, raw),
         fail=node.fail,
         data_dir=config.data_dir,
@@ -155,6 +160,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     replication.serve()
     variables = Variables(replication, app.variables if app is not None else {}, node.name)
     supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
+    events = _events_of(app, membership)
 
     stack.push_async_callback(work.close)
     await work.start()
@@ -182,6 +188,7 @@ async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack)
     from meshnode.observe.http import build
     from meshnode.observe.server import HttpServer
 
+        events,
     server = HttpServer(build(node, token=node.token), listener)
     stack.push_async_callback(server.close)
     await server.start()
@@ -208,6 +215,15 @@ def _listen(config: Config, stack: AsyncExitStack) -> socket.socket | None:
 
 def _http_address(listener: socket.socket | None) -> str:
     return join_address(*listener.getsockname()[:2]) if listener is not None else ""
+
+
+def _events_of(app: App | None, membership: Membership) -> NodeEvents:
+    events = NodeEvents(membership.events)
+    for name, listener in app.event_listeners.items() if app is not None else ():
+        events.on_event(name, listener)
+    for name, listener in app.query_listeners.items() if app is not None else ():
+        events.on_query(name, listener)
+    return events
 
 
 def _port_of(address: str) -> int:

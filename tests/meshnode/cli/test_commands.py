@@ -23,6 +23,9 @@ MEMBER = {
     "tags": {"gpu": "no"},
     "incarnation": 3,
     "role": "node",
+    "slots": 8,
+    "busy": 2,
+    "round_trip_s": None,
 }
 
 
@@ -41,6 +44,22 @@ async def test_members_for_people_are_a_table(meshnode: CommandLine, node: Stand
         ["node-a", "alive", "127.0.0.1:7700", "node", "gpu=no", "aa"],
         ["node-b", "dead", "127.0.0.1:7800", "node", "bb"],
     ]
+
+
+async def test_an_event_carries_json_or_text(meshnode: CommandLine, node: StandIn) -> None:
+    assert (await meshnode.run("event", "deploy", '{"version": 2}')).code == 0
+    assert (await meshnode.run("event", "deploy", "v2", "--json")).json == {"sent": "deploy"}
+    assert node.events.sent == [("deploy", {"version": 2}), ("deploy", "v2")]
+
+
+async def test_a_query_prints_who_answered_and_fails_if_nobody_did(meshnode: CommandLine, node: StandIn) -> None:
+    answers = await meshnode.run("query", "echo", "[1]", "--timeout", "2", "--json")
+    assert answers.json == [{"name": "node-a", "node_id": "aa", "answer": [[1], 2.0]}]
+    shown = await meshnode.run("query", "echo")
+    assert "node-a" in shown.out
+    assert "1 of 1 nodes answered" in shown.err
+    nobody = await meshnode.run("query", "unheard", "--json")
+    assert (nobody.code, nobody.json) == (1, [])
 
 
 async def test_status_and_programs_print_what_the_node_tells(meshnode: CommandLine, node: StandIn) -> None:

@@ -17,6 +17,19 @@ from tests.meshnode.instant_state import InstantState
 TOKEN = "correct-horse"
 
 
+class Echoes:
+    """Events and queries of a mesh in which node-a says back what it is asked."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+
+    def send(self, name: str, payload: Any = None) -> None:
+        self.sent.append((name, payload))
+
+    async def query(self, name: str, payload: Any = None, *, timeout_s: float = 5.0) -> dict[str, Any]:
+        return {"aa": [payload, timeout_s]} if name == "echo" else {}
+
+
 class StandIn:
     def __init__(self) -> None:
         self.serving = True
@@ -31,6 +44,7 @@ class StandIn:
         self.pause.set()
         self.components: dict[str, Any] = {"membership": {"status": "ok"}}
         self.variables = Variables(InstantState(), {}, "node-a")
+        self.events = Echoes()
         self.ready: dict[str, Any] = {
             "name": "node-a",
             "node_id": "aa",
@@ -56,6 +70,9 @@ class StandIn:
             ),
             Member(name="node-b", node_id="bb", state="dead", address="127.0.0.1:7800", programs=frozenset({"qa"})),
         ]
+
+    def round_trips(self) -> dict[str, float]:
+        return {"bb": 0.0125}
 
     def status(self) -> dict[str, Any]:
         return {

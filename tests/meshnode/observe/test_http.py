@@ -141,7 +141,25 @@ async def test_members_have_exactly_the_public_fields(client: httpx.AsyncClient)
         "tags": {"gpu": "no"},
         "incarnation": 3,
         "role": "node",
+        "slots": 8,
+        "busy": 2,
+        "round_trip_s": None,  # nobody probes itself
     }
+    assert members[1]["round_trip_s"] == 0.0125
+
+
+async def test_an_event_and_a_query_reach_the_node_and_bad_ones_are_refused(
+    node: StandIn, client: httpx.AsyncClient
+) -> None:
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert (await client.post("/event", json={"name": "deploy", "payload": 2})).status_code == 401
+    assert (await client.post("/event", json={"name": "deploy", "payload": 2}, headers=bearer)).status_code == 200
+    assert node.events.sent == [("deploy", 2)]
+    answer = await client.post("/query", json={"name": "echo", "payload": "x", "timeout_s": 2}, headers=bearer)
+    assert answer.json() == {"asked": 1, "answers": [{"name": "node-a", "node_id": "aa", "answer": ["x", 2.0]}]}
+    refused = await client.post("/query", json={"name": "echo", "timeout_s": 0}, headers=bearer)
+    assert refused.status_code == 400
+    assert "timeout_s" in refused.json()["error"]["message"]
 
 
 async def test_programs_name_the_nodes_that_live(client: httpx.AsyncClient) -> None:
