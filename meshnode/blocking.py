@@ -17,6 +17,7 @@ from meshnode.mesh import Member
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.optimisation.results import OptimisationResult
     from meshnode.runtime.node import Node
 
 T = TypeVar("T")
@@ -80,6 +81,12 @@ class BlockingMesh:
                 program, examples, metric=metric, distributed=distributed, on_progress=on_progress, **options
             )
         )
+
+    def optimize(
+        self, program: str, examples: Iterable[Any] | AsyncIterator[Any] | str | Path, **options: Any
+    ) -> OptimisationResult:
+        """Look for the best state of a program and wait for the result; see `Node.optimize`."""
+        return self._run(self._node.optimize(program, examples, **options))
 
     def close(self) -> None:
         """Leave the mesh and stop the thread; safe to call twice."""

@@ -24,7 +24,7 @@ class Pace:
         """Wait for the next turn."""
         loop = asyncio.get_running_loop()
         async with self._turn:
-            while (wait_s := self._next_at - loop.time()) > 0:  # a timer may be early by its clock's resolution
+            while (wait_s := self._next_at - loop.time()) > 0:  # noqa: ASYNC110 - a timer may be early, by its clock's tick
                 await asyncio.sleep(wait_s)
             # From when it really goes, not from when it was due: a late one is not made up for by a hasty next.
             self._next_at = loop.time() + self._gap_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -101,6 +101,25 @@ def best_of(trials: Sequence[Trial]) -> Trial:
         (trial for trial in trials if trial.is_scored),
         key=lambda trial: (-trial.score, len(trial.candidate.state.get("demos", ())), trial.number),
     )
+
+
+def domains(
+    variables: Mapping[str, Domain | Sequence[Any]] | Iterable[str], described: Iterable[Mapping[str, Any]]
+) -> dict[str, Domain]:
+    """Domains by name, from domains, lists of values, or names alone, which `described` (`Variables.describe`) tells.
+
+    Raises InvalidInput for a name that is not described.
+    """
+    if isinstance(variables, Mapping):
+        return {
+            name: given if isinstance(given, OneOf | Range) else OneOf(tuple(given))
+            for name, given in variables.items()
+        }
+    known = {one["name"]: one for one in described}
+    for name in (wanted := list(variables)):
+        if name not in known:
+            raise InvalidInput(f"there is no variable {name!r}; there is: {', '.join(sorted(known)) or 'none'}")
+    return {name: domain_of(name, known[name]) for name in wanted}
 
 
 def domain_of(name: str, described: Mapping[str, Any]) -> Domain:

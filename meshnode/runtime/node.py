@@ -33,6 +33,7 @@ from meshnode.runtime.parts import Parts, start_http, start_parts
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.optimisation.results import OptimisationResult
     from meshnode.variables import Variables
 
 log = structlog.get_logger("meshnode.node")
@@ -235,6 +236,30 @@ class Node:
             on_progress=on_progress,
             **{"task_timeout_s": self.config.task_timeout_s, **options},
         )
+
+    async def optimize(
+        self,
+        program: str,
+        examples: Iterable[Any] | AsyncIterator[Any] | str | Path,
+        *,
+        variables: Mapping[str, Any] | Iterable[str] = (),
+        **options: Any,
+    ) -> OptimisationResult:
+        """Look for the state with which a program scores best: instructions, demos, variables.
+
+        variables: names of shared variables to vary within their bounds or choices, or a mapping of name to a list of
+        values. See `meshnode.optimisation.optimizer.optimize` for the options, the result and the errors.
+        """
+        from meshnode.optimisation.optimizer import optimize
+        from meshnode.optimisation.space import domains
+
+        if self._left.is_set():
+            raise Closed("this node is leaving; ask another")
+        if not isinstance(variables, Mapping) and (variables := tuple(variables)):
+            await self.mesh.state.synced()
+        given = domains(variables, self.variables.describe())
+        options = {"task_timeout_s": self.config.task_timeout_s, **options}
+        return await optimize(self.mesh, program, examples, variables=given, **options)
 
     def _running(self) -> Parts:
         if self._parts is None:
