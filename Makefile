@@ -29,5 +29,5 @@ clean:
 
 $(READY): pyproject.toml .ci/venv
 	sh .ci/venv $(PYTHON) $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,dspy]'
 	touch $@

@@ -6,17 +6,21 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from meshnode.config import Config
-from meshnode.errors import Closed
+from meshnode.errors import AppError, Closed
 from meshnode.mesh import Member
 
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.integrations.dspy.link import Link
+    from meshnode.integrations.dspy.optimizers import MeshBootstrapFewShot, MeshEvaluate, MeshRandomSearch
+    from meshnode.integrations.dspy.session import DspySession
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.runtime.node import Node
 
@@ -32,6 +36,7 @@ class BlockingMesh:
 
     def __init__(self, config: Config, app: App | None = None) -> None:
         self._closed = False
+        self._link: Link | None = None
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="meshnode", daemon=True)
         self._thread.start()
@@ -82,6 +87,62 @@ class BlockingMesh:
             )
         )
 
+    # DSPy; needs `pip install meshnode[dspy]`, and raises AppError, saying so, without.
+
+    def remote(self, name: str, program: Any = None) -> Any:
+        """The app's program `name`, a `dspy.Module`, with its forward run by the mesh; here while there are no peers.
+
+        program: one of the same shape to begin with, compiled before, say. Raises AppError (no such program).
+        """
+        return self._dspy("proxy").remote(self._linked(), name, program)
+
+    def local(self, program: Any) -> Any:
+        """A copy of a remote program that runs in this process, to be saved or used without a mesh."""
+        return self._dspy("proxy").local(program)
+
+    def Evaluate(self, **options: Any) -> MeshEvaluate:  # noqa: N802 - it stands for DSPy's class of that name
+        """A `dspy.Evaluate` with as many threads as the mesh has slots, that keeps what is done on Ctrl-C."""
+        made: MeshEvaluate = self._dspy("optimizers").MeshEvaluate(mesh_slots=self.slots, **options)
+        return made
+
+    def BootstrapFewShot(self, **options: Any) -> MeshBootstrapFewShot:  # noqa: N802 - as above
+        """A `dspy.BootstrapFewShot` that tries many examples at once and compiles the same program."""
+        made: MeshBootstrapFewShot = self._dspy("optimizers").MeshBootstrapFewShot(mesh_slots=self.slots, **options)
+        return made
+
+    def RandomSearch(self, **options: Any) -> MeshRandomSearch:  # noqa: N802 - as above
+        """A `dspy.BootstrapFewShotWithRandomSearch` that tries all seeds at once and finds the same program."""
+        made: MeshRandomSearch = self._dspy("optimizers").MeshRandomSearch(mesh_slots=self.slots, **options)
+        return made
+
+    def session(self, *, run: str, runs: str | None = None) -> DspySession:
+        """Keep every forward of remote programs while the `with` block lasts; the same run again asks none twice.
+
+        runs: where, as `storage.open_runs` takes it; the user's own store if it is not said.
+        """
+        made: DspySession = self._dspy("session").DspySession(self._linked(), run, runs)
+        return made
+
+    def dspy_statistics(self) -> dict[str, int]:
+        """Forwards of remote programs by where they ran ("mesh", "here"), sends, retries and hedges."""
+        return self._linked().statistics()
+
+    def _linked(self) -> Link:
+        if self._link is None:
+            self._link = self._dspy("link").Link(
+                self._node.mesh, self._node.app, self._submit, timeout_s=self._node.config.task_timeout_s
+            )
+        return self._link
+
+    @staticmethod
+    def _dspy(part: str) -> Any:
+        try:
+            return import_module(f"meshnode.integrations.dspy.{part}")
+        except ModuleNotFoundError as error:
+            if error.name != "dspy":
+                raise
+            raise AppError("DSPy is not installed here; pip install 'meshnode[dspy]'") from None
+
     def optimize(
         self, program: str, examples: Iterable[Any] | AsyncIterator[Any] | str | Path, **options: Any
     ) -> OptimisationResult:
@@ -106,11 +167,14 @@ class BlockingMesh:
     ) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._closed:
             work.close()
             raise Closed("this mesh is closed; connect again")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = self._submit(work)
         try:
             return future.result()
         except BaseException:

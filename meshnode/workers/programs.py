@@ -51,6 +51,7 @@ class Programs:
         self._app = app
         self._built: OrderedDict[tuple[str, bytes | None], Program] = OrderedDict()
         self._building: dict[tuple[str, bytes | None], threading.Lock] = {}
+        self._modules: dict[str, Any] = {}  # as built, for programs that give copies of themselves their states
         self._lock = threading.Lock()
 
     def built(self, name: str, state: bytes | None) -> Program | None:
@@ -74,7 +75,7 @@ class Programs:
             if program is not None:
                 return program
             try:
-                program = build(self._app, name, state)
+                program = build(self._app, name, state, self._modules)
                 with self._lock:
                     self._built[key] = program
                     while len(self._built) > MAX_STATES:
@@ -85,22 +86,32 @@ class Programs:
             return program
 
 
-def build(app: App, name: str, state: bytes | None) -> Program:
-    """Call a program's builder and give the program its state."""
+def build(app: App, name: str, state: bytes | None, modules: dict[str, Any] | None = None) -> Program:
+    """Call a program's builder and give the program its state.
+
+    `modules` keeps what has a `with_state`, by name: another state of it needs no other build.
+    """
     builder = app.programs.get(name)
     if builder is None:
         known = ", ".join(sorted(app.programs)) or "none"
         raise UnknownMethod(f"no program {name!r}; there is: {known}")
     try:
-        made = builder()
-        if inspect.isawaitable(made):
-            if inspect.iscoroutine(made):
-                made.close()
-            raise AppError("its builder is async; make it plain, the program it returns may be async")
-        made = _adapt_module(made, app)
+        made = modules.get(name) if modules is not None and state is not None else None
+        if made is None:
+            made = builder()
+            if inspect.isawaitable(made):
+                if inspect.iscoroutine(made):
+                    made.close()
+                raise AppError("its builder is async; make it plain, the program it returns may be async")
+            made = _adapt_module(made, app)
+            if modules is not None and hasattr(made, "with_state"):
+                modules[name] = made
+        copies = hasattr(made, "with_state")
+        if copies and state is not None:
+            made = made.with_state(state)  # it reads the bytes itself, and refuses what it doesn't expect
         values = None if state is None else _read_state(state)
         variables = {} if values is None else _variables_of(values, app)
-        given = None if values is None else _give_state(made, values)
+        given = None if values is None or copies else _give_state(made, values)
     except (AppError, InvalidInput) as error:
         raise type(error)(f"program {name!r}: {error}") from None
     except (Exception, SystemExit) as error:

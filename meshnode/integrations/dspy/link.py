@@ -1,0 +1,306 @@
+"""The caller's side: sends a program's forward to a node and makes what comes back look as if it had run here.
+
+Where a call runs:
+
+    on a node      usually; what the program raised there is raised here
+    another node   if the first could not: lost, full, broken, its language model out of reach
+    here           if no node could, or something in the call can't travel; why is said once, as a warning
+
+So a failure of the infrastructure is never seen by DSPy, which would score it as the program's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import dspy
+import structlog
+from dspy.clients.base_lm import record_history
+
+from meshnode.app import App
+from meshnode.errors import AppError, InvalidInput, MeshError, RemoteError
+from meshnode.integrations.dspy import failures, models, state
+from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
+from meshnode.integrations.dspy.forwards import Forwards
+from meshnode.integrations.dspy.journal import Journal, key_of
+from meshnode.integrations.dspy.structure import classes_of, digest, named_predictors, plain_attributes, submodules
+from meshnode.integrations.dspy.worker import CALL, REPLY, Recording, check_privileged, models_of
+from meshnode.mesh import Mesh
+from meshnode.values import pack, unpack
+
+log = structlog.get_logger("meshnode.dspy")
+T = TypeVar("T")
+
+TROUBLE_TRIES = 3  # nodes whose language model may be out of reach before the call runs here
+
+
+class Link:
+    """One client's way to run DSPy programs on the mesh. Safe to use from many threads.
+
+    submit: runs a coroutine on the node's loop. counts: forwards by where they ran, "mesh", "here" or "journal".
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        app: App | None,
+        submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._mesh = mesh
+        self._app = app
+        self._submit = submit
+        self._timeout_s = timeout_s
+        self._forwards: dict[str, Forwards] = {}
+        self._built: dict[str, _Built] = {}
+        self._models: list[Any] | None = None
+        self._lock = threading.Lock()
+        self._said: set[str] = set()
+        self.journal: Journal | None = None
+        self.counts: Counter[str] = Counter()
+
+    def build(self, name: str) -> Any:
+        """The program as its builder makes it; remembers its shape. Raises AppError."""
+        if self._app is None:
+            raise AppError("this client has no app, so it knows no program; connect(…, app=app)")
+        builder = self._app.programs.get(name)
+        if builder is None:
+            raise AppError(f"no program {name!r}; the app has: {', '.join(sorted(self._app.programs)) or 'none'}")
+        made = builder()
+        if not isinstance(made, dspy.Module):
+            raise AppError(f"program {name!r} is a {type(made).__name__}, not a dspy.Module; use mesh.evaluate for it")
+        self._built[name] = _Built(digest(made), plain_attributes(made))
+        return made
+
+    def fits(self, name: str, module: Any) -> bool:
+        """Whether the nodes' own build of a program plus a state is this very program."""
+        built = self._built[name]
+        mine = plain_attributes(module)
+        return digest(module) == built.digest and all(mine.get(k) == v for k, v in built.attributes.items())
+
+    def call(self, name: str, module: Any, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `module(*args, **kwargs)` returns or raises, from wherever it ran."""
+        prepared = self._prepare(name, module, args, kwargs, is_async=False)
+        key = None if prepared is None or self.journal is None else self.journal.occurrence(key_of(*prepared))
+        reply = None if key is None or self.journal is None else self.journal.find(key)
+        if reply is None and prepared is not None:
+            reply = self._wait(self._ask(name, *prepared))
+        if reply is None:
+            reply = self._here(module, lambda: base.forward(module, *args, **kwargs), key)  # type: ignore[attr-defined]  # a Module has it
+            if isinstance(reply, _Direct):
+                return reply.value
+        return self._finish(module, reply, key)
+
+    async def acall(self, name: str, module: Any, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `call`, for a program that is awaited."""
+        prepared = self._prepare(name, module, args, kwargs, is_async=True)
+        key = None if prepared is None or self.journal is None else self.journal.occurrence(key_of(*prepared))
+        reply = None if key is None or self.journal is None else self.journal.find(key)
+        if reply is None and prepared is not None:
+            reply = await asyncio.wrap_future(self._submit(self._ask(name, *prepared)))
+        if reply is None:
+            self.counts["here"] += 1
+            with self._model_here():
+                return await base.aforward(module, *args, **kwargs)  # type: ignore[attr-defined]  # made only where it is
+        return self._finish(module, reply, key)
+
+    # Asking.
+
+    def _prepare(
+        self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_async: bool
+    ) -> tuple[bytes, bytes] | None:
+        """The call and the program's state as they travel; None if the call must run here."""
+        try:
+            settings = dspy.settings
+            if settings.send_stream is not None or settings.stream_listeners:
+                raise NotCarried("a stream of the answer, or of its status,")
+            if settings.rm is not None:
+                raise NotCarried("a retriever (dspy.settings.rm)")
+            if not self.fits(name, module):
+                raise NotCarried("a change of the program's fields or attributes since it was built")
+            check_privileged(module, kwargs)
+            classes = classes_of(module)
+            call = {
+                "args": [encode(value, classes) for value in args],
+                "kwargs": {key: encode(value, classes) for key, value in kwargs.items()},
+                "lm": models.describe(settings.lm),
+                "adapter": models.describe_adapter(settings.adapter),
+                "async": is_async,
+                "settings": {
+                    "max_trace_size": settings.max_trace_size,
+                    "disable_history": bool(settings.disable_history or not settings.max_history_size),
+                    "max_errors": settings.max_errors,
+                    "num_threads": settings.num_threads,
+                },
+            }
+            return pack({CALL: call}, name="inputs"), state.dump(module, classes)
+        except NotCarried as error:
+            self._say(f"{name} runs here: {error} can't travel")
+        except MeshError as error:
+            self._say(f"{name} runs here: {error}")
+        return None
+
+    async def _ask(self, name: str, example: bytes, state_data: bytes) -> dict[str, Any] | None:
+        """On the loop: what a node replied; None if the call must run here."""
+        forwards = self._forwards.get(name)
+        if forwards is None:
+            forwards = self._forwards[name] = Forwards(self._mesh, name, timeout_s=self._timeout_s)
+        said = ""
+        try:
+            for _ in range(TROUBLE_TRIES):
+                answer = await forwards.run(example, state_data)
+                if answer.error is not None:
+                    if answer.error.type == "InvalidInput":
+                        raise InvalidInput(answer.error.message)
+                    raise RemoteError(f"{answer.error.type}: {answer.error.message}", code=answer.error.type)
+                reply = unpack(answer.prediction)[REPLY]
+                if "refused" in reply:
+                    self._say(f"{name} runs here: {reply['refused']}")
+                    return None
+                if "trouble" not in reply:
+                    self.counts["mesh"] += 1
+                    return dict(reply)
+                said = reply["trouble"]
+            self._say(f"{name} runs here: the nodes' language model is out of reach ({said})")
+        except MeshError as error:
+            self._say(f"{name} runs here: {error}")
+        return None
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = self._submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C while waiting ends it at the node, too
+            raise
+
+    # Here.
+
+    def _here(self, module: Any, run: Callable[[], Any], key: bytes | None) -> Any:
+        """Run it in this thread; as a reply if it is to be kept."""
+        self.counts["here"] += 1
+        if key is None:
+            with self._model_here():
+                return _Direct(run())
+        recording = Recording(module, classes_of(module))
+        with self._model_here(), recording.context({}):
+            try:
+                recording.prediction = run()
+            except Exception as error:
+                recording.error = error
+        reply = recording.reply()
+        if recording.error is not None:
+            if "trace" in reply:
+                _replay_record(module, reply, classes_of(module))
+            raise recording.error
+        return reply if "trace" in reply else _Direct(recording.prediction)
+
+    def _model_here(self) -> Any:
+        """The app's own model for a caller that has configured none, as on a node."""
+        if dspy.settings.lm is not None or self._app is None or self._app.lm_builder is None:
+            return dspy.context()
+        with self._lock:
+            if self._models is None:
+                self._models = models_of(self._app)
+        return dspy.context(lm=self._models[0])
+
+    def _finish(self, module: Any, reply: Mapping[str, Any], key: bytes | None) -> Any:
+        if key is not None and self.journal is not None and reply.get("error") is None:
+            self.journal.keep(key, reply)
+        return replay(module, reply)
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.warning(what)
+
+    def statistics(self) -> dict[str, int]:
+        """Forwards by where they ran, and the sends they took with their retries and hedges."""
+        figures = Counter(self.counts)
+        for forwards in list(self._forwards.values()):
+            figures.update(forwards.statistics())
+        return dict(figures)
+
+
+class _Built:
+    __slots__ = ("attributes", "digest")
+
+    def __init__(self, shape: str, attributes: dict[str, Any]) -> None:
+        self.digest = shape
+        self.attributes = attributes
+
+
+class _Direct:
+    """A value that needs no replay: it ran here, in DSPy's own hands."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def replay(module: Any, reply: Mapping[str, Any]) -> Any:
+    """Bring trace, usage and history to where DSPy would have put them, and return or raise the outcome."""
+    classes = classes_of(module)
+    steps = _replay_record(module, reply, classes)
+    if reply["error"] is not None:
+        raise failures.rebuild(reply["error"], module, classes)
+    if reply["place"] is not None:
+        return steps[reply["place"]][2]
+    return decode(reply["prediction"], classes, _signatures(module))
+
+
+def _replay_record(module: Any, reply: Mapping[str, Any], classes: Classes) -> list[Any]:
+    predictors = named_predictors(module)
+    signature_of = _signatures(module)
+    steps = []
+    for name, like, inputs, outputs in reply["trace"]:
+        # A predictor that the program made as it ran is none of ours to DSPy, here as there.
+        predictor = predictors[name] if name is not None else copy.copy(predictors[like])
+        steps.append((predictor, decode(inputs, classes), decode(outputs, classes, signature_of)))
+    trace = dspy.settings.trace
+    if trace is not None and dspy.settings.max_trace_size > 0:
+        for step in steps:
+            if len(trace) >= dspy.settings.max_trace_size:
+                trace.pop(0)
+            trace.append(step)
+    if dspy.settings.usage_tracker is not None:
+        for lm, entry in reply["usage"]:
+            dspy.settings.usage_tracker.add_usage(lm, entry)
+    if reply["history"] and not dspy.settings.disable_history:
+        parts = submodules(module)
+        before = list(dspy.settings.caller_modules or [])
+        for entry, places in reply["history"]:
+            callers = [parts[place] for place in places[1:] if place < len(parts)]
+            lm = next((part.lm for part in reversed(callers) if getattr(part, "lm", None)), dspy.settings.lm)
+            with dspy.context(caller_modules=before + callers):
+                record_history(lm if lm is not None else _NOBODY, {**entry, "response": None})
+    return steps
+
+
+def _signatures(module: Any) -> Callable[[Any], Any]:
+    predictors = named_predictors(module)
+
+    def signature_of(name: Any) -> Any:
+        predictor = predictors.get(name)
+        return None if predictor is None else predictor.signature
+
+    return signature_of
+
+
+class _Nobody:
+    """Whose history it would be, had the caller a model of its own."""
+
+    @property
+    def history(self) -> list[Any]:
+        return []
+
+
+_NOBODY = _Nobody()
