@@ -25,11 +25,7 @@ class Config(BaseSettings):
     bootstrap_expect: how many nodes to wait for before a new mesh elects its first leader; None: do not wait.
     worker_memory_mb: a worker process that holds more is ended and its work repeated; None: no limit.
     data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
-    key_file: the mesh key (`meshnode keygen`); without one only a loopback address may be bound.
-    certificate_file: this node's certificate, where the mesh asks for one; None: identity.cert in data_dir.
-    insecure: 1: no encryption and no proofs, even if there is a key; 2: not on a loopback address either.
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
-    page_edits: let the page change variables, for who has the token; without it the page only shows.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
@@ -53,10 +49,10 @@ class Config(BaseSettings):
     call_timeout_s: float = Field(30.0, gt=0)
     task_timeout_s: float = Field(120.0, gt=0)
     gossip_profile: Literal["lan", "wan", "local"] = "lan"
+    gossip_transport: Literal["udp", "tcp"] = "udp"
     http: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ready_file: Path | None = None
-    gossip_transport: Literal["udp", "tcp"] = "udp"
 
     def __init__(self, **values: Any) -> None:
         try:

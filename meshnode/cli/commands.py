@@ -18,11 +18,11 @@ COMMANDS = {
     "programs": "show:programs",
     "tools": "show:tools",
     "call": "call:call",
+    "event": "gossip:event",
+    "query": "gossip:query",
     "eval": "evaluate:evaluate",
     "vars": "vars:variables",
     "cluster": "cluster:cluster",
-    "event": "gossip:event",
-    "query": "gossip:query",
     "lm": "lm:lm",
     "wal": "wal:wal",
 }

@@ -20,7 +20,7 @@ def members(node: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("name", "state", "address", "role", "tags", "node id")
+    columns = ("name", "state", "address", "#round trip", "#busy", "role", "tags", "node id")
     print_table(
         columns,
         (

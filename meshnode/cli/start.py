@@ -37,10 +37,10 @@ PATH = click.Path(path_type=Path)
     default="auto",
     help="auto: text in a terminal, JSON elsewhere.",
 )
+@click.option("--gossip-transport", metavar="udp|tcp", help="tcp where the network blocks UDP, on every node [udp].")
 @click.option("--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected.")
 @click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30].")
 @click.option("--ready-file", metavar="FILE", type=PATH, help="Written, whole, as JSON once the node serves.")
-@click.option("--gossip-transport", metavar="udp|tcp", help="tcp where the network blocks UDP, on every node [udp].")
 def start(
     seeds: tuple[str, ...],
     tags: tuple[str, ...],

@@ -8,8 +8,10 @@ who has more to say sends a request to a peer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -48,6 +50,14 @@ class Events:
         self._receivers: dict[str, list[OnEvent]] = {}
         self._answerers: dict[str, OnQuery] = {}
         self._gathering: dict[int, Gathered] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Cancel the receivers that are under way."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def send(self, name: str, payload: bytes = b"") -> None:
         """Tell every member, this one included. Raises TooLarge, or Overloaded if too many events wait."""
@@ -81,14 +91,24 @@ class Events:
     def heard(self, shout: Shout) -> None:
         """The core heard an event or a query for the first time."""
         try:
-            if not shout.asks:
-                for receive in list(self._receivers.get(shout.name, ())):
-                    receive(shout.origin, shout.payload)
+            if shout.asks:
+                answerer = self._answerers.get(shout.name)
+                if answerer is not None:
+                    self._take(shout, answerer(shout.origin, shout.payload))
                 return
-            answerer = self._answerers.get(shout.name)
-            answer = answerer(shout.origin, shout.payload) if answerer is not None else None
+            for receive in list(self._receivers.get(shout.name, ())):
+                self._take(shout, receive(shout.origin, shout.payload))
         except Exception:  # a user's code may raise anything; gossip goes on
             log.exception("an event's receiver failed", shout=shout.name)
+
+    def _take(self, shout: Shout, result: Any) -> None:
+        if not inspect.isawaitable(result):
+            self._answer(shout, result)
+            return
+        if len(self._tasks) >= _UNDER_WAY_MAX:
+            log.warning("too many receivers are under way; one is not run", shout=shout.name, cap=_UNDER_WAY_MAX)
+            if inspect.iscoroutine(result):
+                result.close()
             return
         task = asyncio.get_running_loop().create_task(self._await(shout, result))
         self._tasks.add(task)

@@ -24,9 +24,8 @@ from meshnode.errors import InvalidInput, MeshError
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
 from meshnode.observe.body import read_body
 from meshnode.observe.evaluate import EvaluateEndpoint
-from meshnode.observe.guard import Guard
-from meshnode.observe.events import EventsEndpoint
 from meshnode.observe.gossip import GossipRoutes
+from meshnode.observe.guard import Guard
 from meshnode.observe.logs import hide_secrets
 from meshnode.observe.served import Served
 from meshnode.observe.variables import VariableRoutes
@@ -68,9 +67,6 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     )
     return Guard(app, token=token, hosts=[socket.gethostname(), str(node.ready.get("name") or ""), *hosts])
 
-            *SecurityRoutes(node).routes(),
-            Route("/events", EventsEndpoint(picture)),
-            *page.routes(),
 
 class _Routes:
     def __init__(self, node: Served) -> None:

@@ -10,6 +10,18 @@ from meshnode.mesh import Member
 from meshnode.variables import Variables
 
 
+class Events(Protocol):
+    """Short messages to every node."""
+
+    def send(self, name: str, payload: Any = None) -> None:
+        """Tell every node."""
+        ...
+
+    def query(self, name: str, payload: Any = None, *, timeout_s: float = 5.0) -> Awaitable[dict[str, Any]]:
+        """Ask every node; answers by node id."""
+        ...
+
+
 class Served(Protocol):
     """A node as its HTTP server sees it. The real one is `meshnode.Node`; tests use a stand-in."""
 
@@ -33,8 +45,17 @@ class Served(Protocol):
         """The mesh's shared variables."""
         ...
 
+    @property
+    def events(self) -> Events:
+        """Events and queries over the mesh."""
+        ...
+
     def members(self) -> list[Member]:
         """All known members, this node included."""
+        ...
+
+    def round_trips(self) -> Mapping[str, float]:
+        """Seconds a probe takes to a member and back, by node id; of those probed so far."""
         ...
 
     def status(self) -> dict[str, Any]:
@@ -50,19 +71,10 @@ class Served(Protocol):
         ...
 
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float | None = None) -> Any:
-    @property
-    def events(self) -> Events:
-        """Events and queries over the mesh."""
-        ...
-
         """Ask a peer's handler; None means the node's own default."""
         ...
 
     def evaluate(
-    def round_trips(self) -> Mapping[str, float]:
-        """Seconds a probe takes to a member and back, by node id; of those probed so far."""
-        ...
-
         self,
         program: str,
         examples: AsyncIterator[dict[str, Any]],

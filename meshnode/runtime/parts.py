@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("meshnode.parts")
 
-CHANNEL_OFFSETS: dict[ChannelName, int] = {"inference": 1, "coordination": 2, "telemetry": 3, "real_time": 4}
 PEERS_FILE = "peers.json"  # in the data directory
+CHANNEL_OFFSETS: dict[ChannelName, int] = {"inference": 1, "coordination": 2, "telemetry": 3, "real_time": 4}
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Parts:
     channels: Channels
     work: Work
     membership: Membership
-    replication: Replication
     events: NodeEvents
+    replication: Replication
     variables: Variables
     supervisor: Supervisor
     is_new: bool  # this node has been in no mesh before
@@ -138,18 +138,19 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         introduce=introduce,
         forget=forget,
         changed=node.directory.take,
+        forgotten=node.directory.forget,
+        peers_file=config.data_dir / PEERS_FILE if config.data_dir is not None else None,
         fail=node.fail,
         mesh_id=load_mesh_id(config.data_dir),
         settings=PROFILES[config.gossip_profile],
     )
     for kind, responder in membership.responders().items():
         node.dispatch.serve(kind, responder)
+    events = _events_of(app, membership)
     node.dispatch.serve(RunTask, work.run)
 
     replication = Replication(
         node.mesh,
-        forgotten=node.directory.forget,
-        peers_file=config.data_dir / PEERS_FILE if config.data_dir is not None else None,
         send=lambda peer, raw: node.dispatch.cast_raw("coordination", peer, RAFT, raw),
         fail=node.fail,
         data_dir=config.data_dir,
@@ -160,7 +161,6 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     replication.serve()
     variables = Variables(replication, app.variables if app is not None else {}, node.name)
     supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
-    events = _events_of(app, membership)
 
     stack.push_async_callback(work.close)
     await work.start()
@@ -174,6 +174,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         channels,
         work,
         membership,
+        events,
         replication,
         variables,
         supervisor,
@@ -188,7 +189,6 @@ async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack)
     from meshnode.observe.http import build
     from meshnode.observe.server import HttpServer
 
-        events,
     server = HttpServer(build(node, token=node.token), listener)
     stack.push_async_callback(server.close)
     await server.start()
@@ -200,6 +200,15 @@ def _app_of(config: Config) -> App | None:
     from meshnode.app import load_app
 
     return load_app(config.app)
+
+
+def _events_of(app: App | None, membership: Membership) -> NodeEvents:
+    events = NodeEvents(membership.events)
+    for name, listener in app.event_listeners.items() if app is not None else ():
+        events.on_event(name, listener)
+    for name, listener in app.query_listeners.items() if app is not None else ():
+        events.on_query(name, listener)
+    return events
 
 
 def _listen(config: Config, stack: AsyncExitStack) -> socket.socket | None:
@@ -215,15 +224,6 @@ def _listen(config: Config, stack: AsyncExitStack) -> socket.socket | None:
 
 def _http_address(listener: socket.socket | None) -> str:
     return join_address(*listener.getsockname()[:2]) if listener is not None else ""
-
-
-def _events_of(app: App | None, membership: Membership) -> NodeEvents:
-    events = NodeEvents(membership.events)
-    for name, listener in app.event_listeners.items() if app is not None else ():
-        events.on_event(name, listener)
-    for name, listener in app.query_listeners.items() if app is not None else ():
-        events.on_query(name, listener)
-    return events
 
 
 def _port_of(address: str) -> int:

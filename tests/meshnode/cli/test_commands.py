@@ -41,8 +41,8 @@ async def test_members_for_people_are_a_table(meshnode: CommandLine, node: Stand
     assert outcome.code == 0
     rows = [line.split() for line in outcome.out.splitlines() if "127.0.0.1" in line]
     assert rows == [
-        ["node-a", "alive", "127.0.0.1:7700", "node", "gpu=no", "aa"],
-        ["node-b", "dead", "127.0.0.1:7800", "node", "bb"],
+        ["node-a", "alive", "127.0.0.1:7700", "-", "2/8", "node", "gpu=no", "aa"],
+        ["node-b", "dead", "127.0.0.1:7800", "12.5", "ms", "-", "node", "bb"],
     ]
 
 
