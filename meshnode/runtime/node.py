@@ -26,8 +26,8 @@ from meshnode.mesh import Member, MemberChange
 from meshnode.observe.logs import log_as_a_library
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
-from meshnode.runtime.facade import NodeMesh
 from meshnode.runtime.events import NodeEvents
+from meshnode.runtime.facade import NodeMesh
 from meshnode.runtime.parts import Parts, start_http, start_parts
 
 if TYPE_CHECKING:
@@ -174,7 +174,6 @@ class Node:
         return self._running().health()
 
     @property
-    @property
     def events(self) -> NodeEvents:
         """Short messages to every node: `send`, `query`, and who hears and answers them."""
         return self._running().events
@@ -183,6 +182,7 @@ class Node:
         """Smoothed round trip of gossip's probes in seconds, by node id; of those probed so far."""
         return self._running().membership.round_trips()
 
+    @property
     def variables(self) -> Variables:
         """The mesh's shared variables."""
         return self._running().variables
