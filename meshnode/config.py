@@ -25,6 +25,7 @@ class Config(BaseSettings):
     bootstrap_expect: how many nodes to wait for before a new mesh elects its first leader; None: do not wait.
     worker_memory_mb: a worker process that holds more is ended and its work repeated; None: no limit.
     data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
+    page_edits: let the page change variables, for who has the token; without it the page only shows.
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
     """
 
@@ -51,6 +52,7 @@ class Config(BaseSettings):
     gossip_profile: Literal["lan", "wan", "local"] = "lan"
     gossip_transport: Literal["udp", "tcp"] = "udp"
     http: bool = True
+    page_edits: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ready_file: Path | None = None
 

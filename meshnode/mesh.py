@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from channels.transport import ChannelName
+from channels.transport import ChannelName as ChannelName  # for those who declare messages
 from consensus.machines.composite import Change, Command, Machine, Result
 
 MemberState: TypeAlias = Literal["alive", "suspect", "dead", "left"]

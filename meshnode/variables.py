@@ -75,6 +75,10 @@ class Watch(AsyncIterator[VariableChange]):
         changes = [change for variable in kept if variable is not None for change in variable.history]
         self._put(sorted(changes, key=lambda change: change.version))
 
+    def take(self) -> list[VariableChange]:
+        """The changes that can be read at once, oldest first."""
+        return [self._changes.get_nowait() for _ in range(self._changes.qsize())]
+
     def close(self) -> None:
         """End it; what came before can still be read."""
         self._stop()

@@ -40,6 +40,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--gossip-transport", metavar="udp|tcp", help="tcp where the network blocks UDP, on every node [udp].")
 @click.option("--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected.")
 @click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30].")
+@click.option("--page-edits", is_flag=True, default=None, help="Let the page change variables, with the token.")
 @click.option("--ready-file", metavar="FILE", type=PATH, help="Written, whole, as JSON once the node serves.")
 def start(
     seeds: tuple[str, ...],
@@ -160,7 +161,7 @@ def _greet(node: Node) -> None:
     ready = node.ready
     say(f"{ready['name']} serves. Others join with: meshnode start --seed {ready['gossip']}")
     if ready["http"]:
-        say(f"HTTP on http://{ready['http']}/status. Ctrl-C leaves the mesh.")
+        say(f"Look at it on http://{ready['http']}/. Ctrl-C leaves the mesh.")
 
 
 def _write_whole(path: Path, value: dict[str, Any]) -> None:

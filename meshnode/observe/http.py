@@ -21,12 +21,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshnode.errors import InvalidInput, MeshError
+from meshnode.observe import page
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
 from meshnode.observe.body import read_body
 from meshnode.observe.evaluate import EvaluateEndpoint
+from meshnode.observe.events import EventsEndpoint
 from meshnode.observe.gossip import GossipRoutes
 from meshnode.observe.guard import Guard
 from meshnode.observe.logs import hide_secrets
+from meshnode.observe.picture import Picture
 from meshnode.observe.served import Served
 from meshnode.observe.variables import VariableRoutes
 
@@ -47,6 +50,8 @@ class CallBody(msgspec.Struct, forbid_unknown_fields=True):
 def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     """The ASGI app of a node. `token` is what state-changing requests must bear; `hosts` further names of this host."""
     routes = _Routes(node)
+    picture = Picture(node)
+    picture.serve()
     app = Starlette(
         routes=[
             Route("/healthz", routes.live),
@@ -62,6 +67,8 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/evaluate", EvaluateEndpoint(node), methods=["POST"]),
             Route("/leave", routes.leave, methods=["POST"]),
             *VariableRoutes(node).routes(),
+            Route("/events", EventsEndpoint(picture)),
+            *page.routes(),
         ],
         exception_handlers={MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_crash},
     )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from meshnode.config import Config
-from meshnode.mesh import Member
+from meshnode.mesh import Member, Mesh
 from meshnode.variables import Variables
 
 
@@ -41,6 +41,11 @@ class Served(Protocol):
         ...
 
     @property
+    def mesh(self) -> Mesh:
+        """The facade, to ask the other nodes."""
+        ...
+
+    @property
     def variables(self) -> Variables:
         """The mesh's shared variables."""
         ...
@@ -60,6 +65,10 @@ class Served(Protocol):
 
     def status(self) -> dict[str, Any]:
         """The public `status` document."""
+        ...
+
+    def progress(self) -> list[dict[str, Any]]:
+        """The evaluations it runs now and the last few it ran."""
         ...
 
     def health(self) -> dict[str, Any]:

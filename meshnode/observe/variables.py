@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from meshnode.errors import InvalidInput
 from meshnode.mesh import Consistency
-from meshnode.observe.answers import answer, to_json
+from meshnode.observe.answers import answer, error_answer, to_json
 from meshnode.observe.body import read_body
 from meshnode.observe.served import Served
 
@@ -98,7 +98,9 @@ class VariableRoutes:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def write(self, request: Request) -> Response:
-        """Set, compare and set, register or unregister."""
+        """Set, compare and set, register or unregister; from a page in a browser only if the node allows that."""
+        if "origin" in request.headers and not self._node.config.page_edits:
+            return error_answer("edits_off", "this node's page only shows; start it with --page-edits to edit", 403)
         try:
             body = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Write)
         except msgspec.MsgspecError as error:

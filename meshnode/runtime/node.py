@@ -21,6 +21,7 @@ import structlog
 
 from meshnode.config import Config
 from meshnode.errors import Closed, MeshError
+from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
 from meshnode.observe.logs import log_as_a_library
@@ -56,6 +57,7 @@ class Node:
         self.directory = Directory()
         self.dispatch = Dispatch()
         self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)
+        self.under_way = UnderWay()
         self._parts: Parts | None = None
         self._stack: AsyncExitStack | None = None
         self._serving = False
@@ -182,6 +184,10 @@ class Node:
         """Smoothed round trip of gossip's probes in seconds, by node id; of those probed so far."""
         return self._running().membership.round_trips()
 
+    def progress(self) -> list[dict[str, Any]]:
+        """The evaluations this node runs now and the last few it ran, in plain values."""
+        return self.under_way.describe()
+
     @property
     def variables(self) -> Variables:
         """The mesh's shared variables."""
@@ -227,15 +233,16 @@ class Node:
 
         if self._left.is_set():
             raise Closed("this node is leaving; ask another")
-        return await evaluate(
-            self.mesh,
-            program,
-            examples,
-            metric=metric,
-            distributed=distributed,
-            on_progress=on_progress,
-            **{"task_timeout_s": self.config.task_timeout_s, **options},
-        )
+        with self.under_way.watch(program, on_progress) as note:
+            return await evaluate(
+                self.mesh,
+                program,
+                examples,
+                metric=metric,
+                distributed=distributed,
+                on_progress=note,
+                **{"task_timeout_s": self.config.task_timeout_s, **options},
+            )
 
     async def optimize(
         self,

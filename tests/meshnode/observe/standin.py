@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from meshnode.config import Config
-from meshnode.errors import UnknownMethod
+from meshnode.errors import UnknownMethod, Unreachable
 from meshnode.mesh import Member
 from meshnode.observe.http import build
 from meshnode.observe.server import HttpServer, listen
@@ -30,6 +30,20 @@ class Echoes:
         return {"aa": [payload, timeout_s]} if name == "echo" else {}
 
 
+class Alone:
+    """The facade of a mesh in which nobody answers and nothing happens."""
+
+    def serve(self, kind: Any, responder: Any) -> None:
+        del kind, responder
+
+    async def watch(self) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    async def request(self, peer: str, message: Any, *, timeout_s: float) -> Any:
+        raise Unreachable("nobody is here")
+
+
 class StandIn:
     def __init__(self) -> None:
         self.serving = True
@@ -43,6 +57,7 @@ class StandIn:
         self.pause = asyncio.Event()
         self.pause.set()
         self.components: dict[str, Any] = {"membership": {"status": "ok"}}
+        self.mesh: Any = Alone()
         self.variables = Variables(InstantState(), {}, "node-a")
         self.events = Echoes()
         self.ready: dict[str, Any] = {
@@ -97,6 +112,9 @@ class StandIn:
                 }
             },
         }
+
+    def progress(self) -> list[dict[str, Any]]:
+        return [{"number": 1, "program": "qa", "state": "running", "done": 3, "total": 9}]
 
     def health(self) -> dict[str, Any]:
         return self.components
