@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 
 from channels.codec import Codec
 from channels.errors import error_from_fault
@@ -31,12 +32,14 @@ async def open_channels(
     limits: Limits | None = None,
     timing: Timing | None = None,
     codec: Codec | None = None,
+    left: Callable[[str], None] | None = None,
     specs: tuple[ChannelSpec, ...] = CHANNELS,
 ) -> FourChannels:
     """Bind the channels on `base_port` + 1 to + 4 (0: free ports) and serve `handler` on all of them.
 
     node_id: 1 to 100 characters, unique in the mesh. bind: an address of this machine, IPv4 or IPv6.
     make_error: turns a fault into what callers get raised. security: CURVE on every socket; None leaves it open.
+    left(peer): a link to a peer is lost or does not come up, on any channel; not told of idle ones that are closed.
 
     Raises AddressInUse, naming the address, if a port is taken: nothing stays bound. Raises ValueError for a bad id.
     """
@@ -62,6 +65,7 @@ async def open_channels(
                 limits=limits,
                 timing=timing,
                 codec=codec,
+                left=left,
             )
     except BaseException:
         for wire in wires:

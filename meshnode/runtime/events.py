@@ -23,7 +23,7 @@ Listener = Callable[[Any, Context], Any]  # (payload, context); plain or async, 
 
 
 class NodeEvents:
-    """`node.events`. A name has up to 64 characters; a payload is any value of up to 512 bytes packed, an answer 1000."""
+    """`node.events`. A name has up to 64 characters, a payload is a value of up to 512 bytes packed, an answer 1000."""
 
     def __init__(self, events: Events) -> None:
         self._events = events

@@ -98,7 +98,13 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
 
     with _as_config_error():
         channels = await open_channels(
-            node.node_id, bind=config.bind, base_port=base, handler=node.dispatch.handle, make_error=from_fault
+            node.node_id,
+            bind=config.bind,
+            base_port=base,
+            handler=node.dispatch.handle,
+            make_error=from_fault,
+            # A broken link is the first sign of a death: the probe that tells comes at once, not in its turn.
+            left=lambda peer: membership.doubt(peer),
         )
         stack.push_async_callback(channels.close)
         node.dispatch.attach(channels)

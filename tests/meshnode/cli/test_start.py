@@ -95,6 +95,9 @@ async def test_a_node_serves_and_all_that_asks_it_works(start: Start, meshnode: 
         "tags": {"gpu": "no", "zone": "x"},
         "incarnation": member["incarnation"],
         "role": "node",
+        "slots": 8,
+        "busy": 0,
+        "round_trip_s": None,
     }
     status = (await meshnode.run("status", "--json")).json
     assert {"node_id", "mesh_id", "members", "leader", "term", "commit_index", "applied_index", "voters"} < set(status)
