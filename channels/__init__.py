@@ -79,11 +79,12 @@ A reader starts with credit for 32 parts. A sender keeps at most 1024 requests o
 round trips up to 256) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged in the order
 they came. A ChunkAck with a fault refuses the transfer.
 
-**Acknowledged delivery** (coordination only). All messages of kind 1 to 8 travel inside Reliable. `sequence` counts
-from 1 or more per session and receiver, `first` is the lowest that is still unacknowledged. Deliver in order, each
-once; start a new session at its `first`; when `first` exceeds what you wait for, go on from there. Answer every packet
-that held a Reliable by one Ack. Send again what is not acknowledged: all of it on a new connection, the oldest 64
-after 0.2 s, then after twice that and so on up to 2 s.
+**Acknowledged delivery** (coordination only). Messages of kind 1 to 8 travel inside Reliable, but for Events of a
+protocol that repeats what matters by itself. `sequence` counts from 1 or more per session and receiver, `first` is the
+lowest that is still unacknowledged. Deliver in order, each once; start a new session at its `first`; when `first`
+exceeds what you wait for, go on from there. Answer every packet that held a Reliable by one Ack: at once, or, if it
+held only Requests and Responses, with the next packet, within 25 ms. Send again what is not acknowledged: all of it on
+a new connection, the oldest 64 after 0.2 s, then after twice that and so on up to 2 s.
 
 **Topics.** A prefix covers a topic if it is equal to it, empty, ends in "." or "/", or is followed by one of these in
 the topic. A subscriber drops what has a sequence it has passed, and counts gaps.

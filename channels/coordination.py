@@ -4,6 +4,9 @@ Each message to a peer gets the next number of this process's session. The recei
 and acknowledges the highest it has delivered; the sender keeps a message until then, sends all it keeps again when a
 link comes up, and, with growing pauses, while no acknowledgement comes.
 
+An acknowledgement of a request or a response travels with the next message, at the latest 25 ms later; of all else at
+once, for somebody may wait for it.
+
     sender keeps   3 4 5        3 lost with its link    receiver waits for 3
     sends again    3 4 5   ->   delivers 3 4 5, drops repeats                 -> Ack 5
 
@@ -21,13 +24,16 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from channels.envelope import Ack, Reliable
+from channels.envelope import Ack, Reliable, Request, Response
 from channels.peers import Peer
 from channels.spec import ChannelSpec, Timing
 from channels.statistics import Drops
 
 #: Messages sent again when an acknowledgement is missing; if those arrive, the rest did or will be due soon.
 RESEND = 64
+
+#: Nobody waits for these to be acknowledged: a request is answered, and a response has been waited for.
+_ANSWERED = (Request, Response)
 
 
 class Kept:
@@ -46,7 +52,7 @@ class Kept:
 class Order:
     """Both directions of one peer. Numbers in `waiting` ascend and are all < `next`."""
 
-    __slots__ = ("ack_due", "early", "expected", "next", "pause", "retry_at", "waiting", "waiting_bytes")
+    __slots__ = ("ack_due", "ack_late", "early", "expected", "next", "pause", "retry_at", "waiting", "waiting_bytes")
 
     def __init__(self, first: int) -> None:
         self.next = first
@@ -57,6 +63,7 @@ class Order:
         self.expected = 0  # the number we deliver next; 0: nothing seen of this session
         self.early: dict[int, Any] = {}
         self.ack_due = False
+        self.ack_late = False  # an acknowledgement may wait for a message to travel with, or for the next sweep
 
 
 class Delivery:
@@ -103,6 +110,8 @@ class Delivery:
             order.retry_at = now + order.pause
         if peer.path is not None:
             kept.sent = True
+            if order.ack_late:
+                self._acknowledge(peer, order)
             self._push(peer, Reliable(sequence, next(iter(order.waiting)), message), size)
 
     def resend(self, peer: Peer, now: float, most: int | None = None) -> None:
@@ -144,11 +153,15 @@ class Delivery:
             if type(message) is not Reliable:
                 ready.append(message)
                 continue
-            order.ack_due = True
             if message.sequence == order.expected and not order.early:
                 order.expected += 1
                 ready.append(message.message)
+                if type(message.message) in _ANSWERED:
+                    order.ack_late = True
+                else:
+                    order.ack_due = True
             else:
+                order.ack_due = True
                 ready += self._sort_in(order, message)
         return ready
 
@@ -172,22 +185,35 @@ class Delivery:
         return ready
 
     def acknowledge(self, peer: Peer) -> None:
-        """Put one acknowledgement for all that this packet brought into the tick's packet."""
+        """Put one acknowledgement for all that this packet brought into the tick's packet, if somebody waits for it."""
         order = self._order(peer)
         if order.ack_due:
-            order.ack_due = False
-            self._push(peer, Ack(peer.session, order.expected - 1), 0)
+            self._acknowledge(peer, order)
+
+    def _acknowledge(self, peer: Peer, order: Order) -> None:
+        order.ack_due = order.ack_late = False
+        self._push(peer, Ack(peer.session, order.expected - 1), 0)
+
+    @staticmethod
+    def owes(peer: Peer) -> bool:
+        """Whether an acknowledgement waits for the sweep."""
+        return peer.delivery is not None and peer.delivery.ack_late
 
     def restarted(self, peer: Peer) -> None:
         """The peer is a new process: it numbers from the start, and knows nothing of ours."""
         order = self._order(peer)
         order.expected = 0
+        order.ack_due = order.ack_late = False
         order.early.clear()
 
     def sweep(self, peer: Peer, now: float) -> bool:
         """Give up what is past its deadline and send again what is due; whether anything is still kept."""
         order = peer.delivery
-        if order is None or not order.waiting:
+        if order is None:
+            return False
+        if order.ack_late and peer.path is not None:
+            self._acknowledge(peer, order)
+        if not order.waiting:
             return False
         for sequence in [s for s, kept in order.waiting.items() if now >= kept.deadline]:
             kept = order.waiting.pop(sequence)

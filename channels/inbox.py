@@ -96,6 +96,8 @@ class Inbox:
             self._drops.count("failed")  # ours to mend, but no reason to stop taking packets
         if peer.delivery is not None and router.delivery is not None:
             router.delivery.acknowledge(peer)
+            if router.delivery.owes(peer):
+                router.arm()
 
     def dispatch(self, peer: Peer, messages: list[Any], body: Bytes | None = None) -> None:
         """Deliver messages in order."""

@@ -88,6 +88,13 @@ class Channel(Protocol):
         """Send without a reply. On coordination it resolves when the peer acknowledged; elsewhere when handed over."""
         ...
 
+    def tell(self, peer: str, command: str, body: bytes) -> None:
+        """Send once, in order, neither kept nor acknowledged; what can't leave now is dropped and counted.
+
+        For protocols that say again what matters.
+        """
+        ...
+
     def publish(self, topic: str, body: bytes) -> None:
         """Send to every subscribed peer under the channel's loss rule; never blocks, never raises for a slow peer."""
         ...

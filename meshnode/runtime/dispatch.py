@@ -7,7 +7,7 @@ that `meshnode.values` can pack. A responder that returns at once is answered at
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from meshnode.mesh import Caller, Event, R, Request, Responder
 from meshnode.values import pack, unpack
 
 OURS = "mesh."
-_RAW_TIMEOUT_S = 2.0
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -77,14 +76,8 @@ class Dispatch:
 
     def cast_raw(self, channel: ChannelName, peer: str, command: str, body: bytes) -> None:
         """Send without waiting and without caring: who uses it sends again what matters."""
-        try:
-            sent = self._channel(channel).cast(peer, command, body, timeout_s=_RAW_TIMEOUT_S)
-        except MeshError:
-            return
-        if isinstance(sent, asyncio.Future):
-            sent.add_done_callback(_ignore)
-        else:
-            asyncio.ensure_future(sent).add_done_callback(_ignore)
+        with contextlib.suppress(MeshError):
+            self._channel(channel).tell(peer, command, body)
 
     def serve_user(self, name: str, handler: UserHandler) -> None:
         """Answer `call`s of a user's method with `handler(args, context)`."""
@@ -174,11 +167,6 @@ class Dispatch:
     def _unknown(self, command: str) -> str:
         known = ", ".join(self.methods()) or "none"
         return f"this node has no handler {command!r}; its handlers: {known}"
-
-
-def _ignore(sent: asyncio.Future[None]) -> None:
-    if not sent.cancelled():
-        sent.exception()
 
 
 def _reply(responder: Callable[[Any, Any], Any], message: Any, caller: Any, encode: Callable[[Any], bytes]) -> Reply:
