@@ -25,8 +25,11 @@ class Config(BaseSettings):
     bootstrap_expect: how many nodes to wait for before a new mesh elects its first leader; None: do not wait.
     worker_memory_mb: a worker process that holds more is ended and its work repeated; None: no limit.
     data_dir: where identity and logs are kept; None keeps nothing, the node is a new one at each start.
-    page_edits: let the page change variables, for who has the token; without it the page only shows.
+    key_file: the mesh key (`meshnode keygen`); without one only a loopback address may be bound.
+    certificate_file: this node's certificate, where the mesh asks for one; None: identity.cert in data_dir.
+    insecure: 1: no encryption and no proofs, even if there is a key; 2: not on a loopback address either.
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
+    page_edits: let the page change variables, for who has the token; without it the page only shows.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
@@ -43,6 +46,9 @@ class Config(BaseSettings):
     worker_threads: int = Field(8, ge=1, le=256)
     worker_memory_mb: int | None = Field(None, ge=16)
     data_dir: Path | None = None
+    key_file: Path | None = None
+    certificate_file: Path | None = None
+    insecure: int = Field(0, ge=0, le=2)
     voters: int = Field(5, ge=1, le=15)
     bootstrap_expect: int | None = Field(None, ge=1, le=99)
     join_timeout_s: float = Field(30.0, gt=0)

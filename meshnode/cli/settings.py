@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meshnode.config import Config
 
-_FLAGS = {"join_timeout_s": "join-timeout", "seeds": "seed", "tags": "tag"}
+_FLAGS = {
+    "join_timeout_s": "join-timeout",
+    "seeds": "seed",
+    "tags": "tag",
+    "key_file": "mesh-key",
+    "certificate_file": "certificate",
+}
 
 
 def load(file: Path | None, **flags: Any) -> Config:

@@ -29,6 +29,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--worker-threads", metavar="N", type=int, help="Tasks each worker runs at once [8].")
 @click.option("--role", metavar="node|client", help="A client runs no work and never votes [node].")
 @click.option("--data-dir", metavar="DIR", type=PATH, help="Where identity and logs are kept; without it nothing is.")
+@click.option("--mesh-key", "key_file", metavar="FILE", type=PATH, help="The mesh's key, made by `meshnode keygen`.")
+@click.option("--certificate", "certificate_file", metavar="FILE", type=PATH, help="See `meshnode ca sign`.")
+@click.option("--insecure", count=True, help="No encryption, no proofs; twice if others can reach this address.")
 @click.option("--config", "file", metavar="FILE", type=PATH, help="A TOML file of settings.")
 @click.option("--log-level", metavar="L", help="debug, info, warning or error [info].")
 @click.option(
@@ -47,12 +50,15 @@ def start(
     tags: tuple[str, ...],
     file: Path | None,
     log_format: Literal["auto", "json", "text"],
+    insecure: int,
     **settings: Any,
 ) -> None:
     """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
     from meshnode.cli.settings import load
 
-    config = load(file, seeds=seeds or None, tags=_tags(tags) if tags else None, **settings)
+    config = load(
+        file, seeds=seeds or None, tags=_tags(tags) if tags else None, insecure=min(insecure, 2) or None, **settings
+    )
 
     from meshnode.cli.loop import run
     from meshnode.observe.logs import configure_logs
@@ -117,6 +123,7 @@ async def _run(node: Node, told: asyncio.Event) -> None:
         if node.config.ready_file is not None:
             _write_whole(node.config.ready_file, node.ready)
         _greet(node)
+        _reload_on_hangup(node)
         await _first_of(told.wait(), node.wait_left())
         await node.leave()
 
@@ -149,6 +156,23 @@ def _stop_on_signals() -> asyncio.Event:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     loop.add_signal_handler(signal.SIGINT, interrupt)
     return told
+
+
+def _reload_on_hangup(node: Node) -> None:
+    """SIGHUP reads the mesh key file again; a file that can't be used changes nothing."""
+    import asyncio
+
+    import structlog
+
+    from meshnode.errors import MeshError
+
+    def reload() -> None:
+        try:
+            node.reload_keys()
+        except MeshError as error:
+            structlog.get_logger("meshnode.start").error("mesh keys not reloaded", error=str(error))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def _greet(node: Node) -> None:

@@ -71,6 +71,18 @@ class Served(Protocol):
         """The evaluations it runs now and the last few it ran."""
         ...
 
+    def security(self) -> dict[str, Any]:
+        """How it is protected; ids of keys, never keys."""
+        ...
+
+    def reload_keys(self) -> dict[str, Any]:
+        """Read the mesh key file again."""
+        ...
+
+    def revoke(self, statement: bytes) -> dict[str, Any]:
+        """Tell the mesh whom its certificate authority has revoked."""
+        ...
+
     def health(self) -> dict[str, Any]:
         """Each component by name, as `{"status": "ok" | "degraded" | …, …}`."""
         ...

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 
 from meshnode.config import Config
-from meshnode.errors import Closed, MeshError
+from meshnode.errors import Closed, ConfigError, MeshError
 from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
     from meshnode.optimisation.results import OptimisationResult
+    from meshnode.security.setup import Secured
     from meshnode.variables import Variables
 
 log = structlog.get_logger("meshnode.node")
@@ -169,11 +170,8 @@ class Node:
             "voters": list(state.voters),
             "learners": list(state.learners),
             "channels": self._running().channels.statistics(),
+            "security": self.security(),
         }
-
-    def health(self) -> dict[str, Any]:
-        """Each component by name, with a status of "ok", "degraded" or "failed"."""
-        return self._running().health()
 
     @property
     def events(self) -> NodeEvents:
@@ -184,9 +182,29 @@ class Node:
         """Smoothed round trip of gossip's probes in seconds, by node id; of those probed so far."""
         return self._running().membership.round_trips()
 
+    def health(self) -> dict[str, Any]:
+        """Each component by name, with a status of "ok", "degraded" or "failed"."""
+        return self._running().health()
+
     def progress(self) -> list[dict[str, Any]]:
         """The evaluations this node runs now and the last few it ran, in plain values."""
         return self.under_way.describe()
+
+    def security(self) -> dict[str, Any]:
+        """How this node is protected: ids of keys, never keys."""
+        secured = self._running().secured
+        return secured.describe() if secured is not None else {"encrypted": False}
+
+    def reload_keys(self) -> dict[str, Any]:
+        """Read the mesh key file again and use it from now on; returns what `security` does, and who was shut out.
+
+        Raises ConfigError if it can't be used: nothing has changed then.
+        """
+        return self._secured().reload()
+
+    def revoke(self, statement: bytes) -> dict[str, Any]:
+        """Tell the mesh what its certificate authority has revoked. Raises ConfigError for anything else."""
+        return self._secured().revoke(statement)
 
     @property
     def variables(self) -> Variables:
@@ -243,6 +261,12 @@ class Node:
                 on_progress=note,
                 **{"task_timeout_s": self.config.task_timeout_s, **options},
             )
+
+    def _secured(self) -> Secured:
+        secured = self._running().secured
+        if secured is None:
+            raise ConfigError("this mesh has no key; make one with `meshnode keygen` and start its nodes with it")
+        return secured
 
     async def optimize(
         self,

@@ -31,6 +31,7 @@ from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of
 from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
+from meshnode.security.setup import Secured, open_security, warn_if_open
 from meshnode.variables import Variables
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Parts:
     is_new: bool  # this node has been in no mesh before
     listener: socket.socket | None
     http: str | None  # "host:port"
+    secured: Secured | None  # None: this mesh has no key
 
     async def join(self) -> None:
         """Get into the mesh, or found one, and remember which; then take part in its state."""
@@ -65,6 +67,7 @@ class Parts:
         mesh_id = self.membership.mesh_id
         assert mesh_id is not None
         keep_mesh_id(self.config.data_dir, mesh_id)
+        warn_if_open(self.config, self.secured)
         await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
         self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
@@ -96,6 +99,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         for name, handler in app.handlers.items():
             node.dispatch.serve_user(name, handler)
 
+    secured = open_security(config, node.identity)
     with _as_config_error():
         channels = await open_channels(
             node.node_id,
@@ -105,6 +109,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
             make_error=from_fault,
             # A broken link is the first sign of a death: the probe that tells comes at once, not in its turn.
             left=lambda peer: membership.doubt(peer),
+            security=secured.doors.security if secured else None,
         )
         stack.push_async_callback(channels.close)
         node.dispatch.attach(channels)
@@ -129,6 +134,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         http=_http_address(listener),
         tags=dict(config.tags),
         programs=work.programs,
+        key=secured.doors.public_key if secured else b"",
     )
 
     def introduce(member: Member) -> None:
@@ -141,15 +147,19 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         record,
         bound,
         request=node.dispatch.request,
-        introduce=introduce,
-        forget=forget,
+        introduce=secured.doors.introduce if secured else introduce,
+        forget=secured.doors.forget if secured else forget,
         changed=node.directory.take,
         forgotten=node.directory.forget,
         peers_file=config.data_dir / PEERS_FILE if config.data_dir is not None else None,
         fail=node.fail,
         mesh_id=load_mesh_id(config.data_dir),
         settings=PROFILES[config.gossip_profile],
+        envelope=secured.envelope if secured else None,
+        authority=secured.authority if secured else None,
     )
+    if secured is not None:
+        secured.attach(channels, membership)
     for kind, responder in membership.responders().items():
         node.dispatch.serve(kind, responder)
     events = _events_of(app, membership)
@@ -187,6 +197,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         membership.mesh_id is None,
         listener,
         record.http or None,
+        secured,
     )
 
 

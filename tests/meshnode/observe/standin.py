@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from meshnode.config import Config
-from meshnode.errors import UnknownMethod, Unreachable
+from meshnode.errors import ConfigError, UnknownMethod, Unreachable
 from meshnode.mesh import Member
 from meshnode.observe.http import build
 from meshnode.observe.server import HttpServer, listen
@@ -112,6 +112,15 @@ class StandIn:
                 }
             },
         }
+
+    def security(self) -> dict[str, Any]:
+        return {"encrypted": False}
+
+    def reload_keys(self) -> dict[str, Any]:
+        raise ConfigError("this mesh has no key")
+
+    def revoke(self, statement: bytes) -> dict[str, Any]:
+        raise ConfigError("this mesh has no key")
 
     def progress(self) -> list[dict[str, Any]]:
         return [{"number": 1, "program": "qa", "state": "running", "done": 3, "total": 9}]
