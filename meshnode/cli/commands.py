@@ -18,6 +18,7 @@ COMMANDS = {
     "keygen": "keys:keygen",
     "keys": "keys:keys",
     "ca": "ca:ca",
+    "page": "page:page",
     "programs": "show:programs",
     "tools": "show:tools",
     "call": "call:call",
