@@ -29,13 +29,22 @@ INSTRUCTION = "Name the module of Python's standard library that the docstring c
 
 @app.program("module_of")
 def module_of() -> Callable[..., dict[str, str]]:
-    """{"docstring"} to {"answer"}. Reads the train examples once; they come from DOCSTRINGS, if that is set."""
+    """{"docstring"} to {"answer"}. Reads the train examples once; they come from DOCSTRINGS, if that is set.
+
+    Its state, as `meshnode optimize` finds it, may hold "demos" to show in their place, and "instructions".
+    """
     train, _ = docstrings.load()
     shown = choose(train, int(os.environ.get("DEMOS_PER_MODULE", "5")))
     model = Model()
 
-    def run(inputs: Mapping[str, Any], session: object = None) -> dict[str, str]:  # noqa: ARG001 (every program gets one)
-        return {"answer": model.ask(prompt(shown, inputs["docstring"])).strip()}
+    def run(
+        inputs: Mapping[str, Any],
+        session: object = None,  # noqa: ARG001 (every program gets one)
+        state: Mapping[str, Any] | None = None,
+    ) -> dict[str, str]:
+        state = state or {}
+        asked = prompt(state.get("demos", shown), inputs["docstring"], state.get("instructions", INSTRUCTION))
+        return {"answer": model.ask(asked).strip()}
 
     return run
 
@@ -69,7 +78,7 @@ def choose(train: Iterable[Example], per_module: int) -> list[Example]:
     return chosen
 
 
-def prompt(shown: Iterable[Example], docstring: str) -> str:
+def prompt(shown: Iterable[Example], docstring: str, instruction: str = INSTRUCTION) -> str:
     """The plain few-shot form (meshnode/lm/prompts.py): instruction, solved examples, the question."""
     blocks = [f"Docstring: {example['docstring']}\nModule: {example['answer']}" for example in shown]
-    return "\n\n".join([INSTRUCTION, *blocks, f"Docstring: {docstring}\nModule:"])
+    return "\n\n".join([instruction, *blocks, f"Docstring: {docstring}\nModule:"])

@@ -25,6 +25,8 @@ COMMANDS = {
     "event": "gossip:event",
     "query": "gossip:query",
     "eval": "evaluate:evaluate",
+    "optimize": "optimize:optimize",
+    "runs": "runs:runs",
     "vars": "vars:variables",
     "cluster": "cluster:cluster",
     "lm": "lm:lm",

@@ -27,6 +27,7 @@ Show = Callable[[dict[str, Any]], None]
     default="auto",
     help="auto: the whole mesh if it has the program, else one node.",
 )
+@click.option("--state", metavar="STATE.json", type=click.Path(path_type=Path), help="The program's state.")
 @click.option("--keep", is_flag=True, help="Keep this run, so that it can be resumed.")
 @click.option("--resume", metavar="RUN", help="Go on with a kept run; nothing is evaluated twice.")
 @click.option("--app", metavar="MODULE:ATTR", help="Evaluate in this process, with this app; no node needed.")
@@ -38,6 +39,7 @@ def evaluate(
     data: Path,
     metric: str,
     distributed: str,
+    state: Path | None,
     keep: bool,
     resume: str | None,
     app: str | None,
@@ -55,9 +57,11 @@ def evaluate(
     # Read once before anything starts: a bad line in the middle is told now, and the bar knows its end.
     total = sum(1 for _ in read_json_lines(data)) if data.is_file() else None
     options = {"metric": metric, "distributed": mode, "run": resume, "total": total}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if keep:
         given["keep"] = True
+    if state is not None:
+        given["state"] = _read_state(state)
     with _bar(program) as show:
         result = (
             _here(program, data, given, app, seed, show) if app or seed else _there(program, data, given, node, show)
@@ -105,6 +109,8 @@ def _here(
 
     if options.pop("keep", False):
         options["runs"] = default_url()
+    if "state" in options:
+        options["state"] = msgspec.json.encode(options["state"])
     config = load(
         None,
         port=0,
@@ -124,6 +130,19 @@ def _here(
 
     result: dict[str, Any] = run(work()).to_json()
     return result
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    from meshnode.errors import InvalidInput
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise InvalidInput(f"--state {path}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(f"--state {path}: {error}; it must hold one JSON object") from None
 
 
 def _chunks(options: dict[str, Any], data: Path) -> Iterator[bytes]:

@@ -32,12 +32,14 @@ log = structlog.get_logger("meshnode.http")
 class Options(msgspec.Struct, forbid_unknown_fields=True):
     """The first line. `total` is how many examples follow, for the progress.
 
-    `keep`: keep this run in the node's store of runs; `run`: the id of one kept there, to go on with.
+    `state`: the program's. `keep`: keep this run in the node's store of runs; `run`: the id of one kept there, to go on
+    with.
     """
 
     program: str
     metric: str
     distributed: Literal["auto"] | bool = "auto"
+    state: dict[str, Any] | None = None
     keep: bool = False
     run: str | None = None
     total: int | None = None
@@ -74,7 +76,9 @@ class EvaluateEndpoint:
     async def _evaluate(self, body: _Body, reply: _Reply) -> tuple[int, dict[str, Any]]:
         try:
             options = _decode_options(await anext(body.lines(), b""))
-            given = {"run": options.run, "total": options.total, "runs": _store() if options.keep else None}
+            state = None if options.state is None else msgspec.json.encode(options.state)
+            runs = _store() if options.keep else None
+            given = {"run": options.run, "total": options.total, "runs": runs, "state": state}
             result = await self._node.evaluate(
                 options.program,
                 _examples(body),

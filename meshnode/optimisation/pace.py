@@ -10,7 +10,9 @@ from meshnode.errors import InvalidInput
 class Pace:
     """`await pace()` returns when the next run may be sent: any `n` of them span at least `(n - 1) / rate` seconds.
 
-    rate: runs a second. Retries wait their turn as first tries do. Raises InvalidInput for a rate that is none.
+    It spaces what is sent: what a node holds back (while it builds a program, say) it may then run at once, as many as
+    it has in hand. rate: runs a second. Retries wait their turn as first tries do. Raises InvalidInput for a rate that
+    is none.
     """
 
     def __init__(self, rate: float) -> None:
