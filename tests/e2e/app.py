@@ -24,6 +24,19 @@ async def refuse(args: Any, context: Any) -> Any:
     raise ValueError("not with me")
 
 
+remembered: list[Any] = []
+
+
+@app.on_event("remember")
+def remember(payload: Any, context: Any) -> None:
+    remembered.append(payload)
+
+
+@app.on_query("recall")
+async def recall(payload: Any, context: Any) -> Any:
+    return remembered[-1] if remembered else None
+
+
 @app.program("reverse")
 def reverse() -> Program:
     return lambda inputs, session=None: {"answer": inputs["text"][::-1]}

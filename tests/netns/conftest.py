@@ -1,0 +1,221 @@
+"""Three hosts with addresses of their own, in network namespaces on one machine: real links that can be cut.
+
+    mn…-switch (a bridge)
+      |-- mn…-a   10.77.0.1
+      |-- mn…-b   10.77.0.2
+      `-- mn…-c   10.77.0.3
+
+Nothing outside these namespaces is touched, and all goes with them. A direction is cut by a wrong, permanent neighbour
+entry: what is sent leaves and reaches nobody, silently, as with a broken cable; so iproute2 is all this takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, wait_until
+
+NAMES = ("a", "b", "c")
+ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(NAMES, 1)}
+PORT, HTTP_PORT = 7700, 7705
+_NOBODY = "02:00:00:00:00:fe"
+_CLONE_NEWNET = 0x40000000
+
+
+class NoNamespaces(Exception):
+    """Why there can be no namespaces here."""
+
+
+def ip(*arguments: str, inside: str | None = None) -> None:
+    """Run `ip`, in a namespace if one is named. Raises NoNamespaces with what it said."""
+    command = ["ip", *(("-n", inside) if inside else ()), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise NoNamespaces(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+@dataclass
+class Lab:
+    """The hosts, their links, and the nodes on them. `environment` is what nodes start with."""
+
+    folder: Path
+    prefix: str = field(default_factory=lambda: f"mn{secrets.token_hex(3)}")
+    cuts: set[tuple[str, str]] = field(default_factory=set)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def build(self) -> None:
+        """Make the namespaces and the wires. Raises NoNamespaces."""
+        if os.geteuid() != 0:
+            raise NoNamespaces("network namespaces take root")
+        if shutil.which("ip") is None:
+            raise NoNamespaces("`ip` is missing; install iproute2")
+        switch = self.namespace("switch")
+        ip("netns", "add", switch)
+        ip("link", "add", "bridge", "type", "bridge", inside=switch)
+        ip("link", "set", "bridge", "up", inside=switch)
+        for name in NAMES:
+            host = self.namespace(name)
+            ip("netns", "add", host)
+            ip("link", "add", "eth0", "type", "veth", "peer", "name", f"to-{name}", "netns", switch, inside=host)
+            ip("link", "set", f"to-{name}", "master", "bridge", "up", inside=switch)
+            ip("address", "add", f"{ADDRESS[name]}/24", "dev", "eth0", inside=host)
+            ip("link", "set", "eth0", "up", inside=host)
+            ip("link", "set", "lo", "up", inside=host)
+
+    def close(self) -> None:
+        """End the nodes and take the namespaces down, as far as they came up."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+        if shutil.which("ip") is not None:
+            for name in (*NAMES, "switch"):
+                subprocess.run(["ip", "netns", "del", self.namespace(name)], capture_output=True, timeout=30)
+
+    def namespace(self, name: str) -> str:
+        return f"{self.prefix}-{name}"
+
+    # Links.
+
+    def cut(self, sender: str, receiver: str) -> None:
+        """What `sender` sends to `receiver` is lost from now on; the other direction stays."""
+        ip(
+            "neighbour", "replace", ADDRESS[receiver], "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent",
+            inside=self.namespace(sender),
+        )  # fmt: skip
+        self.cuts.add((sender, receiver))
+
+    def cut_both_ways(self, one: str, *others: str) -> None:
+        for other in others:
+            self.cut(one, other)
+            self.cut(other, one)
+
+    def heal(self) -> None:
+        """All links are whole again."""
+        for sender, receiver in self.cuts:
+            ip("neighbour", "del", ADDRESS[receiver], "dev", "eth0", inside=self.namespace(sender))
+        self.cuts.clear()
+
+    # Nodes.
+
+    def meshnode(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line on a host."""
+        return subprocess.run(
+            self._command(host, *arguments),
+            capture_output=True, text=True, env=self._environment(host), cwd=ROOT, timeout=120,
+        )  # fmt: skip
+
+    def start(self, host: str, *seeds: str) -> None:
+        """Start a node on a host; `seeds` are hosts. `wait_started` waits."""
+        ready = self.folder / f"{host}.ready"
+        ready.unlink(missing_ok=True)
+        arguments = ["start", "--name", host, "--bind", "0.0.0.0", "--advertise", ADDRESS[host], "--port", str(PORT)]
+        arguments += ["--ready-file", str(ready), *(f"--seed={ADDRESS[seed]}:{PORT}" for seed in seeds)]
+        with (self.folder / f"{host}.log").open("ab") as log:
+            self.processes[host] = subprocess.Popen(
+                self._command(host, *arguments), stdout=log, stderr=log, env=self._environment(host), cwd=ROOT
+            )
+
+    def wait_started(self, host: str) -> None:
+        def served() -> bool:
+            if self.processes[host].poll() is not None:
+                raise AssertionError(f"node {host} ended:\n{(self.folder / f'{host}.log').read_text()}")
+            return (self.folder / f"{host}.ready").exists()
+
+        wait_until(served, f"node {host} to serve")
+
+    def members(self, host: str) -> dict[str, dict[str, Any]]:
+        """Members by name, as the node on a host sees them."""
+        with ThreadPoolExecutor(1) as thread:  # a namespace is a property of a thread: this one ends with it
+            told: list[dict[str, Any]] = thread.submit(self._ask, host).result()
+        return {member["name"]: member for member in told}
+
+    def states(self, host: str) -> dict[str, str]:
+        return {name: member["state"] for name, member in self.members(host).items()}
+
+    def converged(self) -> bool:
+        everybody = dict.fromkeys(NAMES, "alive")
+        return all(self.states(host) == everybody for host in NAMES)
+
+    def _ask(self, host: str) -> Any:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path("/run/netns", self.namespace(host)).open() as namespace:
+            if libc.setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns {host}")
+        connection = http.client.HTTPConnection("127.0.0.1", HTTP_PORT, timeout=30)
+        try:
+            connection.request("GET", "/members")
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def _command(self, host: str, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace(host), sys.executable, "-m", "meshnode", *arguments]
+
+    def _environment(self, host: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "MESHNODE_RUNTIME_DIR": str(self.folder / f"run-{host}"),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "120",
+            **self.environment,
+        }
+
+
+def open_lab(folder: Path, profile: str) -> Iterator[Lab]:
+    """A lab with a keyed node on each host, all alive; skips, or in CI fails, where there can be none."""
+    lab = Lab(folder)
+    try:
+        try:
+            lab.build()
+        except NoNamespaces as error:
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"no network namespaces, which CI must have: {error}")
+            pytest.skip(str(error))
+        key = folder / "mesh.key"
+        made = lab.meshnode("a", "keygen", "--out", str(key))
+        assert made.returncode == 0, made.stderr
+        lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key)}
+        lab.start("a")
+        lab.wait_started("a")
+        for host in ("b", "c"):
+            lab.start(host, "a")
+        for host in ("b", "c"):
+            lab.wait_started(host)
+        wait_until(lab.converged, "the three hosts to meet")
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    yield from open_lab(tmp_path_factory.mktemp("netns"), "local")
+
+
+@pytest.fixture
+def lab(running: Lab) -> Iterator[Lab]:
+    """The three hosts, whole and converged before each test, healed after it."""
+    wait_until(running.converged, "all hosts to be together")
+    yield running
+    running.heal()
