@@ -65,10 +65,8 @@ def _remote_class(link: Link, name: str, base: type) -> type:
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return made
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        plain: Any = object.__new__(base)
-        plain.__dict__.update(self.__dict__)
-        return plain.__reduce_ex__(protocol)
+    def reduce(self: Any, _: Any) -> Any:
+        return object.__new__, (base,), self.__getstate__()
 
     body: dict[str, Any] = {
         "__module__": base.__module__,
