@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshnode.integrations.dspy.optimizers import MeshBootstrapFewShot, MeshEvaluate, MeshRandomSearch
     from meshnode.integrations.dspy.session import DspySession
     from meshnode.optimisation.results import OptimisationResult
+    from meshnode.pipelines import Pipeline, PipelineResult
     from meshnode.runtime.node import Node
 
 T = TypeVar("T")
@@ -148,6 +149,10 @@ class BlockingMesh:
     ) -> OptimisationResult:
         """Look for the best state of a program and wait for the result; see `Node.optimize`."""
         return self._run(self._node.optimize(program, examples, **options))
+
+    def run_pipeline(self, pipeline: Pipeline, inputs: Mapping[str, Any], **options: Any) -> PipelineResult:
+        """Run a graph of steps over the mesh and wait for the result; see `meshnode.pipelines`."""
+        return self._run(self._node.run_pipeline(pipeline, inputs, **options))
 
     def close(self) -> None:
         """Leave the mesh and stop the thread; safe to call twice."""

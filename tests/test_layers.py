@@ -22,7 +22,17 @@ IMPURE = {
     "random.SystemRandom",
 }
 # Everything above the facade; what they may see of the node is meshnode.mesh.
-ABOVE = ("evaluation", "optimisation", "observe", "integrations", "variables.py", "sessions.py", "tools.py", "demos.py")
+ABOVE = (
+    "evaluation",
+    "optimisation",
+    "observe",
+    "integrations",
+    "variables.py",
+    "sessions.py",
+    "tools.py",
+    "demos.py",
+    "pipelines.py",
+)
 
 
 def modules(*places: str) -> list[Path]:

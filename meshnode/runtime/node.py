@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
     from meshnode.optimisation.results import OptimisationResult
+    from meshnode.pipelines import Pipeline, PipelineResult
     from meshnode.security.setup import Secured
     from meshnode.variables import Variables
 
@@ -291,6 +292,10 @@ class Node:
         given = domains(variables, self.variables.describe())
         options = {"task_timeout_s": self.config.task_timeout_s, **options}
         return await optimize(self.mesh, program, examples, variables=given, **options)
+
+    async def run_pipeline(self, pipeline: Pipeline, inputs: Mapping[str, Any], **options: Any) -> PipelineResult:
+        """Run a graph of steps over the mesh; see `meshnode.pipelines`."""
+        return await pipeline.run(self.mesh, inputs, **options)
 
     def _running(self) -> Parts:
         if self._parts is None:
