@@ -3,8 +3,9 @@
 A session is one life of one sender, named by random bytes. Within it the sequence decides (a sliding window, as in
 RFC 6479), whatever the clocks say. When a session is heard of for the first time, for instance because *this* node
 was restarted and remembers nothing, the datagram's time decides: it must lie within SKEW_S of our clock and not before
-we started. So nothing that was recorded before a restart is taken after it. A sender whose clock is behind is heard by
-a node that has just started as many seconds later as it is behind, less GRACE_S.
+we started, less GRACE_S. So nothing older than that is taken after a restart, nor what was sent before the datagram
+that began the session here. A sender whose clock is further behind than GRACE_S is heard by a node that has just
+started as many seconds later.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ T = TypeVar("T")
 class Window:
     """The sequences seen of one session: the highest, and a bit for each of the WINDOW below it."""
 
-    __slots__ = ("_bits", "_highest", "last_ms")
+    __slots__ = ("_bits", "_highest", "first", "last_ms")
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self.first = first  # the one that began it; what is below may have been sent before we started
         self._highest = -1
         self._bits = 0
         self.last_ms = 0

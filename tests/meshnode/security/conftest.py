@@ -1,0 +1,82 @@
+"""Key files and whole nodes that hold them, in one process, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode import App, Config, Node
+from meshnode.membership.service import Membership
+from meshnode.security.keyfile import KeyFile, make_key, save_keys
+
+
+async def until(condition: Callable[[], Any], within_s: float = 15.0) -> None:
+    """Wait for a condition; fails when it does not come true."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - any condition, whatever makes it true
+            await asyncio.sleep(0.005)
+
+
+def new_key_file(path: Path) -> Path:
+    save_keys(path, KeyFile((make_key(),)))
+    return path
+
+
+class Nodes:
+    """Starts nodes and stops them all, the youngest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = AsyncExitStack()
+
+    def key_file(self, name: str = "mesh.key") -> Path:
+        path = self.folder / name
+        return path if path.exists() else new_key_file(path)
+
+    async def start(self, name: str, *seeds: Node | str, **settings: Any) -> Node:
+        app = App()
+
+        @app.handler("echo")
+        async def echo(args: Any, _context: Any) -> Any:
+            return args
+
+        given: dict[str, Any] = {
+            "name": name,
+            "port": 0,
+            "workers": 0,
+            "http": False,
+            "role": "client" if seeds else "node",
+            "gossip_profile": "local",
+            "key_file": self.key_file(),
+            "seeds": tuple(seed if isinstance(seed, str) else seed.ready["gossip"] for seed in seeds),
+            **settings,
+        }
+        return await self._stack.enter_async_context(Node(Config(**given), app=app))
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+def membership(node: Node) -> Membership:
+    assert node._parts is not None
+    return node._parts.membership
+
+
+def statistics(node: Node) -> dict[str, Any]:
+    return membership(node).statistics()
+
+
+def states(node: Node) -> dict[str, str]:
+    return {member.name: member.state for member in node.members()}
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    nodes = Nodes(tmp_path)
+    yield nodes
+    await nodes.close()

@@ -1,0 +1,189 @@
+"""Sealed datagrams: what opens, what doesn't, and that each counts once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.membership.datagrams import Dropped, Plain
+from meshnode.membership.messages import SEAL_BYTES
+from meshnode.security.keyfile import KeyFile, make_key
+from meshnode.security.replay import GRACE_S, SKEW_S, WINDOW, Sessions, Window
+from meshnode.security.ring import KeyRing
+from meshnode.security.seal import SealedEnvelope
+
+KEY = make_key()
+MESH, OTHER_MESH = "1" * 32, "2" * 32
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+class Clock:
+    def __init__(self, now_s: float = 1_000_000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> int:
+        return int(self.now_s * 1000)
+
+
+def envelope(node_id: str, *keys: object, clock: Clock | None = None) -> SealedEnvelope:
+    return SealedEnvelope(KeyRing(KeyFile(keys or (KEY,))), node_id, clock=clock or Clock())  # type: ignore[arg-type]  # keys
+
+
+def reason(receiver: SealedEnvelope, datagram: bytes, mesh_id: str | None = MESH) -> str:
+    with pytest.raises(Dropped) as dropped:
+        receiver.open(datagram, mesh_id)
+    return str(dropped.value)
+
+
+def test_what_is_sealed_opens_within_the_room_that_is_left_for_it() -> None:
+    a, b = envelope(A), envelope(B)
+    for peer in ("", B):
+        sealed = a.seal(b"body", MESH, peer)
+        assert len(sealed) - len(b"body") <= SEAL_BYTES
+        assert b"body" not in sealed
+        assert b.open(sealed, MESH) == (b"body", False)
+    assert b.open(a.seal(b"join", None), None) == (b"join", True)
+    assert b.open(a.seal(b"join", None), MESH) == (b"join", True)
+
+
+def test_a_datagram_counts_once() -> None:
+    a, b = envelope(A), envelope(B)
+    first, second, third = (a.seal(b"%d" % n, MESH) for n in range(3))
+    assert b.open(third, MESH)[0] == b"2"
+    assert b.open(first, MESH)[0] == b"0"  # overtaken, but new
+    for datagram in (first, third, first):
+        assert reason(b, datagram) == "replayed"
+    assert b.open(second, MESH)[0] == b"1"
+
+
+def test_a_join_request_counts_once() -> None:
+    a, b = envelope(A), envelope(B)
+    request = a.seal(b"let me in", None)
+    b.open(request, MESH)
+    assert reason(b, request) == "replayed"
+
+
+def test_a_datagram_does_nothing_in_another_mesh() -> None:
+    sealed = envelope(A).seal(b"body", MESH)
+    assert reason(envelope(B, make_key()), sealed) == "other_key"
+    assert reason(envelope(B), sealed, OTHER_MESH) == "forged"  # the same key, used for two meshes
+    assert reason(envelope(B), sealed, None) == "other_mesh"
+
+
+def test_a_datagram_to_one_node_does_nothing_at_another() -> None:
+    sealed = envelope(A).seal(b"body", MESH, B)
+    assert reason(envelope(C), sealed) == "forged"
+
+
+def test_an_open_datagram_is_not_taken_by_a_sealed_mesh_nor_the_other_way_round() -> None:
+    assert reason(envelope(B), Plain().seal(b"body" * 20, MESH)) == "not_sealed"
+    with pytest.raises(Dropped):
+        Plain().open(envelope(A).seal(b"body", MESH), MESH)
+
+
+def test_each_changed_byte_is_noticed() -> None:
+    a = envelope(A)
+    sealed = a.seal(b"body", MESH, B)
+    for at in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[at] ^= 0x40
+        with pytest.raises(Dropped):
+            envelope(B).open(bytes(changed), MESH)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_dropped(junk: bytes) -> None:
+    receiver = envelope(B)
+    for datagram in (junk, b"mn\x02" + junk, b"mn\x02" + bytes.fromhex(KEY.key_id) + junk):
+        with pytest.raises(Dropped):
+            receiver.open(datagram, MESH)
+    assert len(receiver._sessions) == 0  # strangers leave nothing behind
+
+
+def test_a_sender_that_restarts_is_heard_at_once() -> None:
+    b = envelope(B)
+    for _ in range(3):
+        a = envelope(A)  # a new life: sequence numbers begin again
+        assert b.open(a.seal(b"I am back", MESH), MESH)[0] == b"I am back"
+
+
+def test_what_was_recorded_before_a_restart_does_nothing_after_it() -> None:
+    clock = Clock()
+    a, b = envelope(A, clock=clock), envelope(B, clock=clock)
+    recorded = [a.seal(b"%d" % n, MESH) for n in range(3)]
+    for datagram in recorded:
+        b.open(datagram, MESH)
+    clock.now_s += GRACE_S + 0.1
+    restarted = envelope(B, clock=clock)
+    for datagram in recorded:
+        assert reason(restarted, datagram) == "untimely"
+    clock.now_s += 0.1
+    assert restarted.open(a.seal(b"new", MESH), MESH)[0] == b"new"
+    for datagram in recorded:  # the session is known now, but these were sent before it was begun here
+        assert reason(restarted, datagram) == "untimely"
+
+
+def test_a_clock_that_is_far_off_is_not_heard_but_a_session_under_way_goes_on() -> None:
+    ours, theirs = Clock(), Clock()
+    a, b = envelope(A, clock=theirs), envelope(B, clock=ours)
+    theirs.now_s -= SKEW_S + 1
+    assert reason(b, a.seal(b"early", MESH)) == "untimely"
+    theirs.now_s = ours.now_s + SKEW_S - 1
+    b.open(a.seal(b"within", MESH), MESH)
+    theirs.now_s -= 10 * SKEW_S
+    assert b.open(a.seal(b"set back", MESH), MESH)[0] == b"set back"
+
+
+def test_keys_are_rotated_without_a_datagram_lost() -> None:
+    old, new = make_key(), make_key()
+    rings = {node: KeyRing(KeyFile((old,))) for node in (A, B)}
+    a, b = (SealedEnvelope(rings[node], node, clock=Clock()) for node in (A, B))
+
+    def talks() -> None:
+        assert b.open(a.seal(b"x", MESH, B), MESH)[0] == b"x"
+        assert a.open(b.seal(b"y", MESH, A), MESH)[0] == b"y"
+
+    talks()
+    recorded = a.seal(b"recorded", MESH, B)
+    for step in (KeyFile((old, new)), KeyFile((new, old)), KeyFile((new,))):
+        for ring in rings.values():
+            ring.replace(step)
+            talks()
+    assert reason(b, recorded) == "other_key"
+
+
+def test_a_window_takes_each_sequence_once_however_they_come() -> None:
+    window = Window()
+    taken = [5, 1, WINDOW + 3, WINDOW + 2, 4]
+    for sequence in taken:
+        assert window.is_new(sequence)
+        window.take(sequence, 0)
+    assert not any(window.is_new(sequence) for sequence in taken)
+    assert not window.is_new(3)  # fell out of the window: it can't be told, so it counts as taken
+    assert window.is_new(WINDOW + 1)
+
+
+@given(st.lists(st.integers(0, 3 * WINDOW), max_size=60))
+def test_a_window_agrees_with_a_set(sequences: list[int]) -> None:
+    window, seen, highest = Window(), set(), -1
+    for sequence in sequences:
+        expected = sequence not in seen and sequence > highest - WINDOW
+        assert window.is_new(sequence) == expected
+        if expected:
+            window.take(sequence, 0)
+            seen.add(sequence)
+            highest = max(highest, sequence)
+
+
+def test_forgetting_a_session_lets_none_of_its_datagrams_begin_it_again() -> None:
+    sessions: Sessions[None] = Sessions(1_000_000, most=2)
+    for n in range(3):
+        window = Window()
+        window.take(1, 1_000_010 + n)
+        sessions.keep(os.urandom(10), window, None)
+    assert len(sessions) == 2
+    assert not sessions.timely(1_000_010, 1_000_100)
+    assert sessions.timely(1_000_011, 1_000_100)
