@@ -9,8 +9,9 @@ from concurrent.futures import Future
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from meshnode.blocking_state import BlockingSession, BlockingVariables
 from meshnode.config import Config
 from meshnode.errors import AppError, Closed
 from meshnode.mesh import Member
@@ -55,6 +56,35 @@ class BlockingMesh:
     def members(self) -> list[Member]:
         """All known members, sorted by name."""
         return self._run(self._now(self._node.members))
+
+    @property
+    def variables(self) -> BlockingVariables:
+        """The mesh's shared variables; see `Node.variables`."""
+        return BlockingVariables(self._run, self._node.variables)
+
+    @overload
+    def session(self, *, run: str, runs: str | None = None) -> DspySession: ...
+
+    @overload
+    def session(self, *, ttl_s: float = 30.0, metadata: Mapping[str, str] | None = None) -> BlockingSession: ...
+
+    def session(
+        self,
+        *,
+        run: str | None = None,
+        runs: str | None = None,
+        ttl_s: float = 30.0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> DspySession | BlockingSession:
+        """A session to be entered by `with`; see `Node.session`.
+
+        With `run` it keeps every forward of remote DSPy programs, so that the same run again asks none twice; `runs`:
+        where, as `storage.open_runs` takes it, the user's own store if it is not said.
+        """
+        if run is not None:
+            kept: DspySession = self._dspy("session").DspySession(self._linked(), run, runs)
+            return kept
+        return BlockingSession(self._run, self._node.session(ttl_s=ttl_s, metadata=metadata))
 
     def slots(self) -> int:
         """How many tasks the living nodes run at once, at least 1: a good number of threads for `dspy.Evaluate`."""
@@ -114,14 +144,6 @@ class BlockingMesh:
     def RandomSearch(self, **options: Any) -> MeshRandomSearch:  # noqa: N802 - as above
         """A `dspy.BootstrapFewShotWithRandomSearch` that tries all seeds at once and finds the same program."""
         made: MeshRandomSearch = self._dspy("optimizers").MeshRandomSearch(mesh_slots=self.slots, **options)
-        return made
-
-    def session(self, *, run: str, runs: str | None = None) -> DspySession:
-        """Keep every forward of remote programs while the `with` block lasts; the same run again asks none twice.
-
-        runs: where, as `storage.open_runs` takes it; the user's own store if it is not said.
-        """
-        made: DspySession = self._dspy("session").DspySession(self._linked(), run, runs)
         return made
 
     def dspy_statistics(self) -> dict[str, int]:

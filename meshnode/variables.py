@@ -95,12 +95,23 @@ class Watch(AsyncIterator[VariableChange]):
 
 
 class Variables:
-    """The mesh's variables as one node sees them. `declared` are those of its app; `writer` is the node's name."""
+    """The mesh's variables as one node sees them. `declared` are those of its app; `writer` is the node's name.
 
-    def __init__(self, state: State, declared: Mapping[str, Variable[Any]], writer: str) -> None:
+    `session()`: the id of the session that owns what is registered; None: nobody does.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        declared: Mapping[str, Variable[Any]],
+        writer: str,
+        *,
+        session: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._state = state
         self.declared = declared
         self._writer = writer
+        self._session = session
 
     async def get(self, name: str, default: Any = _MISSING, *, consistency: Consistency = "cached") -> Any:
         """The value. Without a `default`, an unknown variable raises InvalidInput. Raises NoLeader."""
@@ -184,19 +195,18 @@ class Variables:
         le: float | None = None,
         choices: Any = None,
         description: str = "",
-        session: str | None = None,
         timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
         """Declare a variable for the whole mesh; the same declaration, repeated or concurrent, is no error.
 
-        `session`: the id of a session whose end removes it. Raises InvalidInput if it contradicts itself, or another
+        In a session, its end removes the variable. Raises InvalidInput if it contradicts itself, or another
         declaration of that name.
         """
         try:
             declared = declare(name, type, initial, ge=ge, le=le, choices=choices, description=description)
         except AppError as error:
             raise InvalidInput(str(error)) from None
-        await self._register(declared, session, timeout_s)
+        await self._register(declared, self._session(), timeout_s)
 
     async def unregister(self, name: str, *, timeout_s: float = WRITE_TIMEOUT_S) -> None:
         """Remove a variable and its history; one that is unknown is no error."""

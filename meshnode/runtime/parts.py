@@ -32,6 +32,7 @@ from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
 from meshnode.security.setup import Secured, open_security, warn_if_open
+from meshnode.sessions import Sessions
 from meshnode.variables import Variables
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Parts:
     events: NodeEvents
     replication: Replication
     variables: Variables
+    sessions: Sessions
     supervisor: Supervisor
     is_new: bool  # this node has been in no mesh before
     listener: socket.socket | None
@@ -75,6 +77,7 @@ class Parts:
 
     async def leave(self) -> None:
         """Hand over, say goodbye, and let the tasks that run come to their end."""
+        await self.sessions.close()
         await self.replication.retire()
         await asyncio.gather(
             self.membership.leave(self.config.leave_timeout_s), self.work.drain(self.config.leave_timeout_s)
@@ -175,7 +178,9 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     node.mesh.attach(replication)
     node.dispatch.serve_raw(RAFT, replication.receive)
     replication.serve()
-    variables = Variables(replication, app.variables if app is not None else {}, node.name)
+    declared = app.variables if app is not None else {}
+    variables = Variables(replication, declared, node.name)
+    sessions = Sessions(replication, declared, node.node_id, node.name)
     supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
 
     stack.push_async_callback(work.close)
@@ -194,6 +199,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         replication,
         variables,
         supervisor,
+        sessions,
         membership.mesh_id is None,
         listener,
         record.http or None,
