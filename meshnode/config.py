@@ -30,6 +30,7 @@ class Config(BaseSettings):
     insecure: 1: no encryption and no proofs, even if there is a key; 2: not on a loopback address either.
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
     page_edits: let the page change variables, for who has the token; without it the page only shows.
+    spans: keep a span of each operation, for `meshnode tap` and OpenTelemetry; under load of some.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class Config(BaseSettings):
     gossip_transport: Literal["udp", "tcp"] = "udp"
     http: bool = True
     page_edits: bool = False
+    spans: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ready_file: Path | None = None
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from meshnode.config import Config
 from meshnode.mesh import Member, Mesh
+from meshnode.spans import Spans
 from meshnode.variables import Variables
 
 
@@ -65,6 +66,11 @@ class Served(Protocol):
 
     def status(self) -> dict[str, Any]:
         """The public `status` document."""
+        ...
+
+    @property
+    def spans(self) -> Spans | None:
+        """What it did lately; None: it keeps no spans."""
         ...
 
     def progress(self) -> list[dict[str, Any]]:

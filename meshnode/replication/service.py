@@ -28,6 +28,7 @@ from meshnode.replication.replica import Replica
 from meshnode.replication.storage import MemoryStore, Store, open_disk_store
 from meshnode.replication.submission import Submission
 from meshnode.runtime.supervision import Supervisor
+from meshnode.spans import Spans, spanned
 
 Listener: TypeAlias = Callable[[list[Change]], None]
 
@@ -74,6 +75,7 @@ class Replication:
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
+        self.spans: Spans | None = None
 
     # Life.
 
@@ -203,6 +205,7 @@ class Replication:
 
     # Writing.
 
+    @spanned("propose")
     async def propose(self, command: Command, timeout_s: float = 10.0) -> Result:
         """Apply a command once, whatever happens on the way; returns the machine's answer.
 

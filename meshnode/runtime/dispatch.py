@@ -20,9 +20,11 @@ from channels.errors import Fault
 from channels.transport import Channel, ChannelName, Channels, FaultError, Incoming, Reply
 from meshnode.errors import MeshError, Unreachable, to_fault
 from meshnode.mesh import Caller, Event, R, Request, Responder
+from meshnode.spans import Open, Spans, await_within
 from meshnode.values import pack, unpack
 
 OURS = "mesh."
+OBSERVING = "mesh.observe."
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -45,6 +47,7 @@ class Dispatch:
         self._responders: dict[str, Callable[[Incoming], Reply]] = {}
         self._decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
         self._channels: Mapping[ChannelName, Channel] = {}
+        self.spans: Spans | None = None  # None: nothing is traced, and nothing paid for it
 
     def attach(self, channels: Channels) -> None:
         """Use these channels from now on."""
@@ -96,6 +99,9 @@ class Dispatch:
         if responder is None:
             raise FaultError(Fault("unknown_command", self._unknown(incoming.command)))
         try:
+            if incoming.context is not None and (span := self._begin(incoming.command, incoming)) is not None:
+                reply: Reply = span.owner.around_reply(span, lambda: responder(incoming))
+                return reply
             return responder(incoming)
         except FaultError:
             raise
@@ -108,21 +114,49 @@ class Dispatch:
 
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float) -> Any:
         """Ask a peer's user handler; `args` and the answer are any values that pack."""
-        return unpack(await self._channel("inference").request(peer, method, pack(args), timeout_s=timeout_s))
+        return unpack(await self._ask("inference", peer, method, pack(args), timeout_s))
 
     async def request(self, peer: str, message: Request[R], *, timeout_s: float) -> R:
         """Ask a peer with one of our messages."""
         kind = type(message)
-        answer = await self._channel(kind.channel).request(peer, kind.command, _encode(message), timeout_s=timeout_s)
-        reply: R = self._decode_reply(kind, answer)
+        reply: R = self._decode_reply(
+            kind, await self._ask(kind.channel, peer, kind.command, _encode(message), timeout_s)
+        )
         return reply
+
+    def _ask(self, name: ChannelName, peer: str, command: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
+        channel, span = self._channel(name), self._begin(command)
+        if span is None:
+            return channel.request(peer, command, body, timeout_s=timeout_s)
+        span.attributes["peer"] = peer
+        return await_within(span, channel.request(peer, command, body, timeout_s=timeout_s, context=span.context))
+
+    def _begin(self, command: str, incoming: Incoming | None = None) -> Open | None:
+        # What looks at the mesh is not part of what it looks at.
+        if self.spans is None or command.startswith(OBSERVING):
+            return None
+        if incoming is None:
+            return self.spans.begin(command)
+        return self.spans.begin(command, incoming.context, peer=incoming.peer)
 
     async def stream(self, peer: str, message: Request[R], *, timeout_s: float) -> AsyncIterator[R]:
         """Ask a peer and iterate over its streamed reply."""
         kind = type(message)
-        parts = self._channel(kind.channel).stream(peer, kind.command, _encode(message), timeout_s=timeout_s)
-        async for part in parts:
-            yield self._decode_reply(kind, part)
+        span = self._begin(kind.command)
+        context = None if span is None else span.context
+        parts = self._channel(kind.channel).stream(
+            peer, kind.command, _encode(message), timeout_s=timeout_s, context=context
+        )
+        try:
+            async for part in parts:
+                yield self._decode_reply(kind, part)
+        except BaseException as error:
+            if span is not None:
+                span.end(None if isinstance(error, GeneratorExit) else error)
+            raise
+        finally:
+            if span is not None:
+                span.end()
 
     async def cast(self, peer: str, message: Event) -> None:
         """Send without an answer, as the message's channel promises."""

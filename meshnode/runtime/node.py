@@ -30,6 +30,7 @@ from meshnode.runtime.dispatch import Dispatch
 from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.facade import NodeMesh
 from meshnode.runtime.parts import Parts, start_http, start_parts
+from meshnode.spans import Spans, within
 
 if TYPE_CHECKING:
     from meshnode.app import App
@@ -59,6 +60,7 @@ class Node:
         self.directory = Directory()
         self.dispatch = Dispatch()
         self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)
+        self.spans = Spans(self.name) if self.config.spans else None
         self.under_way = UnderWay()
         self._parts: Parts | None = None
         self._stack: AsyncExitStack | None = None
@@ -252,7 +254,7 @@ class Node:
 
         if self._left.is_set():
             raise Closed("this node is leaving; ask another")
-        with self.under_way.watch(program, on_progress) as note:
+        with self.under_way.watch(program, on_progress) as note, within(self.spans, f"evaluate {program}"):
             return await evaluate(
                 self.mesh,
                 program,

@@ -176,6 +176,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         voters=config.voters,
     )
     node.mesh.attach(replication)
+    node.dispatch.spans = replication.spans = work.spans = node.spans
     node.dispatch.serve_raw(RAFT, replication.receive)
     replication.serve()
     declared = app.variables if app is not None else {}

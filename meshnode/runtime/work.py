@@ -12,6 +12,7 @@ from meshnode.config import Config
 from meshnode.errors import UnknownMethod
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.mesh import Caller, Mesh, State
+from meshnode.spans import Spans, await_within
 from meshnode.tool_calls import ToolRouter
 from meshnode.workers.protocol import Task, TaskResult
 
@@ -36,6 +37,7 @@ class Work:
         self._variables: Mapping[str, Any] | None = None
         self._stop_following: Callable[[], None] | None = None
         self._pool: WorkerPool | None = None
+        self.spans: Spans | None = None
         self._starting: asyncio.Task[WorkerPool] | None = None
         self._offers = config.role == "node" and app is not None and config.workers > 0
 
@@ -70,12 +72,15 @@ class Work:
             attempt=message.attempt,
             caller=caller.peer,
         )
+        span = None if self.spans is None else self.spans.begin(f"task {message.program}")
         running = asyncio.ensure_future(pool.run(task))
         self.tell()
         try:
-            result = await running
+            result = await (running if span is None else await_within(span, running))
         finally:
             self.tell()
+        if span is not None:
+            span.tell_work(f"run {message.program}", result.seconds, worker=str(result.worker))
         return _reply(result)
 
     async def call_tool(self, name: str, args: Mapping[str, Any], *, timeout_s: float = 30.0) -> Any:

@@ -11,6 +11,7 @@ from meshnode.errors import ConfigError, UnknownMethod, Unreachable
 from meshnode.mesh import Member
 from meshnode.observe.http import build
 from meshnode.observe.server import HttpServer, listen
+from meshnode.spans import Spans
 from meshnode.variables import Variables
 from tests.meshnode.instant_state import InstantState
 
@@ -58,6 +59,7 @@ class StandIn:
         self.pause.set()
         self.components: dict[str, Any] = {"membership": {"status": "ok"}}
         self.mesh: Any = Alone()
+        self.spans: Spans | None = Spans("node-a")
         self.variables = Variables(InstantState(), {}, "node-a")
         self.events = Echoes()
         self.ready: dict[str, Any] = {
