@@ -26,7 +26,7 @@ from tests.meshnode.security.parts import new_authority
 
 def channel_statistics(node: Node) -> dict[str, Any]:
     assert node._parts is not None
-    return {name: counts for name, counts in node._parts.channels.statistics().items()}
+    return dict(node._parts.channels.statistics().items())
 
 
 def links(node: Node) -> int:

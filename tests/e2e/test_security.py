@@ -1,0 +1,116 @@
+"""A mesh of processes with a key: made, used, changed and kept secret by the command line."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+
+from meshnode.security.keyfile import load_keys
+from tests.e2e.conftest import Cluster, RunningNode, wait_until
+
+PATHS = ("/config", "/status", "/members", "/metrics", "/health", "/security")
+
+
+def in_all_forms(secret: bytes) -> set[bytes]:
+    """How a secret could stand in a file or an answer."""
+    plain = base64.b64encode(secret)
+    url = base64.urlsafe_b64encode(secret)
+    return {
+        secret,
+        secret.hex().encode(),
+        plain,
+        plain.rstrip(b"="),
+        url,
+        url.rstrip(b"="),
+        repr(secret).encode()[2:-1],
+    }
+
+
+def written(folder: Path, without: set[Path]) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path not in without)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def key_ids(node: RunningNode) -> list[str]:
+    found: list[str] = httpx.get(f"http://{node.http}/security").json()["keys"]
+    return found
+
+
+def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
+    first, second, stranger = (cluster.folder / name for name in ("first.key", "second.key", "stranger.key"))
+    made = cluster.meshnode("keygen", "--out", str(first))
+    assert stat.S_IMODE(first.stat().st_mode) == 0o600
+    assert "--mesh-key" in made.stderr
+    assert cluster.meshnode("keygen", "--out", str(first), check=False).returncode == 2  # never over another
+    cluster.meshnode("keygen", "--out", str(stranger))
+    second.write_bytes(first.read_bytes())
+    second.chmod(0o600)
+
+    secrets = [key.secret for path in (first, stranger) for key in load_keys(path).keys]
+    a = cluster.start("a", arguments=("--mesh-key", str(first), "--data-dir", str(cluster.folder / "data-a")))
+    cluster.environment["MESHNODE_KEY_FILE"] = str(second)
+    b = cluster.start("b", a.seed, arguments=("--data-dir", str(cluster.folder / "data-b"), "--log-level", "debug"))
+    assert cluster.json("call", "echo", "1", "--to", "b", "--node", "a") == 1
+
+    for key in (("--mesh-key", str(stranger)), ("--insecure",)):
+        refused = cluster.meshnode(
+            "start", "--port", "0", "--seed", a.seed, "--join-timeout", "1", *key, check=False
+        )  # fmt: skip
+        assert refused.returncode == 1
+        assert "no answer from" in refused.stderr
+    assert cluster.states(a) == {"alive": 2}
+
+    # A new key, everywhere accepted, then used, then the only one; first told by the command line, then by SIGHUP.
+    cluster.meshnode("keys", "install", "--mesh-key", str(first))
+    new = load_keys(first).keys[1].key_id
+    for command in ((), ("use", new), ("remove", load_keys(first).keys[0].key_id)):
+        if command:
+            told = cluster.json("keys", *command, "--mesh-key", str(first))
+            assert told["reloaded"] == ["a"]
+        second.write_bytes(first.read_bytes())
+        b.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: key_ids(b) == key_ids(a), "b to have read its file again")
+        assert cluster.json("call", "echo", "2", "--to", "b", "--node", "a") == 2
+    assert key_ids(a) == [new]
+    assert cluster.states(a) == cluster.states(b) == {"alive": 2}
+
+    secrets += [key.secret for key in load_keys(first).keys]
+    shown = {
+        f"{node.ready['name']}{path}": httpx.get(f"http://{node.http}{path}").content
+        for node in (a, b)
+        for path in PATHS
+    }
+    shown |= written(cluster.folder, without={first, second, stranger})
+    assert {"a.log", "b.log", "data-a/identity.key"} <= set(shown)
+    for secret in secrets:
+        for form in in_all_forms(secret):
+            assert [where for where, content in shown.items() if form in content] == []
+
+
+def test_a_mesh_without_a_key_stays_on_this_machine(cluster: Cluster) -> None:
+    for flags, advice in (((), "meshnode keygen"), (("--insecure",), "--insecure --insecure")):
+        refused = cluster.meshnode("start", "--bind", "0.0.0.0", "--port", "0", *flags, check=False)
+        assert refused.returncode == 1
+        assert advice in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    node = cluster.start("open", app=None)
+    warnings = [line for line in node.log.read_text().splitlines() if "has no key" in line]
+    assert len(warnings) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a file of another user: run as root")
+def test_a_key_file_mounted_by_a_runtime_is_taken_as_it_is(cluster: Cluster) -> None:
+    path = cluster.folder / "mesh.key"
+    cluster.meshnode("keygen", "--out", str(path))
+    path.chmod(0o444)
+    os.chown(path, 12345, 12345)
+    assert len(cluster.json("keys", "list", "--mesh-key", str(path))) == 1
+    os.chown(path, 0, 0)
+    refused = cluster.meshnode("keys", "list", "--mesh-key", str(path), check=False)
+    assert f"chmod 600 {path}" in refused.stderr
