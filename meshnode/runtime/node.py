@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.pipelines import Pipeline, PipelineResult
     from meshnode.security.setup import Secured
+    from meshnode.sessions import Session
     from meshnode.variables import Variables
 
 log = structlog.get_logger("meshnode.node")
@@ -213,6 +214,13 @@ class Node:
     def variables(self) -> Variables:
         """The mesh's shared variables."""
         return self._running().variables
+
+    def session(self, *, ttl_s: float = 30.0, metadata: Mapping[str, str] | None = None) -> Session:
+        """A session to be entered by `async with`: what is registered in it goes when it ends.
+
+        ttl_s: seconds it outlives this node's death. Entering raises InvalidInput, NoLeader, OutcomeUnknown.
+        """
+        return self._running().sessions.make(ttl_s, metadata)
 
     # What a node does.
 
