@@ -84,13 +84,15 @@ def open_log(
                 f"the log begins at entry {recovered.first_index}, the snapshot ends at {snapshot_index}",
             )
         replaced = bool(recovered.segments) and recovered.is_replaced_by(snapshot_index, snapshot_term)
-        recovered.forget_up_to(recovered.next_index - 1 if replaced else snapshot_index)
-        if replaced:
-            recovered.first_index = recovered.next_index = snapshot_index + 1
+        if not replaced:
+            recovered.forget_up_to(snapshot_index)
         try:
             files = LogFiles(disk, directory, (mesh_id, node_id), recovered, segment_bytes)
             if replaced:
+                # Only now: a segment begun above must say where the log on disk ended, not where it goes on.
                 files.write(Batch(None, snapshot_index + 1, [], None))
+                recovered.forget_up_to(recovered.next_index - 1)
+                recovered.first_index = recovered.next_index = snapshot_index + 1
         except PermissionError as error:
             raise unusable(directory, error) from None
         except OSError as error:

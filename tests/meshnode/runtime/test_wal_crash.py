@@ -238,3 +238,14 @@ LogUnderPowerLoss.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLogUnderPowerLoss = pytest.mark.filterwarnings("default")(LogUnderPowerLoss.TestCase)
+
+
+def test_power_lost_while_a_segment_begins_after_a_leaders_snapshot_leaves_a_log_that_opens_twice() -> None:
+    """Found by the machine above: the new segment's header told where the log went on, not where it had ended."""
+    log = LogUnderPowerLoss()
+    log.append(back=0, count=1, size=1400, term=0)  # fills the first segment
+    log.stop_and_start()
+    log.take_a_leaders_snapshot(ahead=1)
+    log.lose_power_while_writing(seed=0, step=0)
+    log.stop_and_start()
+    log.teardown()
