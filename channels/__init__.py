@@ -75,7 +75,7 @@ beyond the fastest packet. Requests, events and publications past their deadline
 **Requests.** `id` is unique per sending process. Answer with one Response, or, if `stream`, with Parts and one End.
 A reader starts with credit for 32 parts. A sender keeps at most 1024 requests outstanding (or as Window says).
 
-**Chunks** (inference only). A body over 256 KiB goes as chunks of 64 KiB, each a packet of its own, a few (4, over long
+**Chunks** (inference only). A body over 32 KiB goes as chunks of 64 KiB, each a packet of its own, a few (4, over long
 round trips up to 256) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged in the order
 they came. A ChunkAck with a fault refuses the transfer.
 

@@ -2,13 +2,15 @@
 
 A ZeroMQ socket's file descriptor is edge-triggered: it signals that *something* happened inside, once. So after every
 drain and every round of sends its events are read again, and a slow timer looks in case a signal was missed all the
-same. A drain is bounded: a flooded socket gives the loop back after `budget` packets and queues itself behind what
-waits.
+same. A drain is bounded in packets and in time: a flooded socket gives the loop back after `budget` packets, or the
+first one that ends after `budget_s`, and queues itself behind what waits. Packets alone are no bound: what a handler
+does with sixty of them may take milliseconds, in which no other socket of the node would be looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import zmq
@@ -33,12 +35,14 @@ class LoopSocket:
         drained: Callable[[], None],
         *,
         budget: int = 64,
+        budget_s: float = 0.001,
     ) -> None:
         self.socket = socket
         self._loop = loop
         self._take = take
         self._drained = drained
         self._budget = budget
+        self._budget_s = budget_s
         self._again = False
         self._fruitful = False
         self._closed = False
@@ -69,7 +73,8 @@ class LoopSocket:
         self._again = False
         if self._closed:
             return
-        socket, take = self.socket, self._take
+        socket, take, clock = self.socket, self._take, time.monotonic
+        until = clock() + self._budget_s
         for n in range(self._budget):
             # A wake-up after one that brought something mostly brings something, too: then not even that is asked.
             if (n < ASK_FIRST and not (n == 0 and self._fruitful)) and not zmq_poll(self._items, 0):
@@ -84,6 +89,8 @@ class LoopSocket:
             take(first)
             if self._has_closed():  # `take` may have
                 return
+            if clock() > until:
+                break
         self._drained()
         self.check()
 

@@ -35,7 +35,8 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     chunk_window: chunks on the way to one peer at a time, so that no body fills the wire or holds the loop; more are
         let go only over a long round trip that does not grow with them (`channels.chunks.Pace`).
     packet_bytes: a packet is closed once it holds so much; it bounds how long one decode may hold the loop.
-    drain: packets taken per wake-up of a socket before the loop gets its turn; the urgent channels drain more.
+    drain, drain_s: packets taken per wake-up of a socket, and the time after which no more are taken, before the loop
+        gets its turn; the urgent channels drain more.
     wire_packets: ZeroMQ's own queue per peer, each way. Small where stale data is worse than lost data.
     replay: the last messages kept per topic for late subscribers.
     stale_s: age at which a published message that still waits is dropped.
@@ -53,6 +54,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     chunk_window: int = 4
     packet_bytes: int = 256 * KIB
     drain: int = 64
+    drain_s: float = 0.001
     wire_packets: int = 256
     replay: int = 0
     stale_s: float = 30.0
@@ -91,10 +93,25 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     housekeeping_s: float = 1.0
 
 
-INFERENCE = ChannelSpec(name="inference", port_offset=1, loss_rule="refuse", body_bytes=64 * MIB, chunk_from=256 * KIB)
+INFERENCE = ChannelSpec(
+    name="inference",
+    port_offset=1,
+    loss_rule="refuse",
+    body_bytes=64 * MIB,
+    chunk_from=32 * KIB,
+    packet_bytes=32 * KIB,
+    drain_s=0.0002,
+)
 COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128)
 TELEMETRY = ChannelSpec(
-    name="telemetry", port_offset=3, loss_rule="oldest", body_bytes=MIB, packet_bytes=64 * KIB, drain=16, replay=16
+    name="telemetry",
+    port_offset=3,
+    loss_rule="oldest",
+    body_bytes=MIB,
+    packet_bytes=16 * KIB,
+    drain=16,
+    drain_s=0.0002,
+    replay=16,
 )
 REAL_TIME = ChannelSpec(
     name="real_time",

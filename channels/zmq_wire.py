@@ -95,8 +95,8 @@ class ZmqWire:
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._bound_loop = self._drive(self._bound, self._take_bound, spec.drain)
-        self._connecting_loop = self._drive(self._connecting, self._take_connecting, spec.drain)
+        self._bound_loop = self._drive(self._bound, self._take_bound)
+        self._connecting_loop = self._drive(self._connecting, self._take_connecting)
 
     def _router(self, timing: Timing) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -143,13 +143,14 @@ class ZmqWire:
                 f"{address.rpartition(':')[0]}:{self._bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
             )
 
-    def _drive(self, socket: zmq.Socket[bytes], take: Any, budget: int) -> LoopSocket:
+    def _drive(self, socket: zmq.Socket[bytes], take: Any) -> LoopSocket:
         monitor = socket.get_monitor_socket(_OUT_EVENTS if socket is self._connecting else _IN_EVENTS)
         self._monitors.append(monitor)
         event = self._on_out_event if socket is self._connecting else self._on_in_event
         self._monitors.append(monitor)
         self._loops.append(LoopSocket(monitor, self._loop, lambda head: event(monitor, head), _nothing))
-        loop_socket = LoopSocket(socket, self._loop, take, self._drained, budget=budget)
+        spec = self._spec
+        loop_socket = LoopSocket(socket, self._loop, take, self._drained, budget=spec.drain, budget_s=spec.drain_s)
         self._loops.append(loop_socket)
         return loop_socket
 

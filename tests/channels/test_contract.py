@@ -139,6 +139,8 @@ async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
     a, b = await mesh.open("a"), await mesh.open("b", hang)
     for name in ("inference", "coordination"):
         ended.clear()
+        a[name].connect("b")  # or a slow machine meets the deadline before the link is up
+        await until(lambda name=name: a[name].statistics()["links"])  # type: ignore[misc]  # default binds it
         with pytest.raises(DeadlineExceeded):
             await a[name].request("b", "hang", b"", timeout_s=0.1)
         await asyncio.wait_for(ended.wait(), 5)

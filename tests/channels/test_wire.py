@@ -298,4 +298,4 @@ def test_the_specs_declare_ports_in_order_and_sane_sizes() -> None:
     assert tuple(spec.name for spec in CHANNELS) == CHANNEL_NAMES
     for spec in CHANNELS:
         assert spec.chunk_from <= spec.body_bytes <= spec.queue_bytes
-        assert not spec.chunk_from or spec.chunk_bytes < spec.chunk_from
+        assert not spec.chunk_from or spec.packet_bytes <= spec.chunk_bytes
