@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -301,18 +302,23 @@ async def test_what_a_user_calls_a_module_does_not_harm_a_worker(
         assert answer(await pool.run(task("version"))) == "fine"
 
 
-async def test_closing_leaves_no_process_socket_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name, which tmp_path under xdist does not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+async def test_closing_leaves_no_process_socket_or_file(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
     own = psutil.Process()
     children, files = set(own.children()), own.num_fds()
-    pool = WorkerPool(app, workers=2)
-    await pool.start()
-    assert names_in(tmp_path)
-    assert len(set(own.children()) - children) == 3, "two workers and the guardian"
-    await pool.close()
+    async with WorkerPool(app, workers=2):
+        assert names_in(short_path)
+        assert len(set(own.children()) - children) == 3, "two workers and the guardian"
     assert set(own.children()) == children
     assert own.num_fds() == files
-    assert names_in(tmp_path) == []
+    assert names_in(short_path) == []
 
 
 def names_in(directory: Path) -> list[str]:
