@@ -120,6 +120,11 @@ class Chunks:
         lane = self._lanes.get(peer.id)
         return lane is None or not lane.waiting or lane.waiting_bytes + size <= self._spec.queue_bytes
 
+    def window(self, peer: str) -> int:
+        """The chunks that may be on the way to a peer now."""
+        lane = self._lanes.get(peer)
+        return self._spec.chunk_window if lane is None else lane.pace.window
+
     def start(self, peer: Peer, message: Any, body: bytes) -> None:
         """Send `message`, whose body field is empty, with `body`."""
         self._count += 1

@@ -277,6 +277,9 @@ class Router:
                 self.drops.count("too_large")
                 raise TooLarge(f"a body of {size} bytes exceeds the limit of {self.spec.body_bytes} on {self.name}")
             self.chunks.start(peer, *_without_body(message))
+            if peer.path is None:
+                self.peers.open(peer, time.monotonic())
+                self.arm()
         elif self.delivery is not None and peer is not self.me:
             now = time.monotonic()
             self._keep(peer, message, size, now, now + self.spec.stale_s)

@@ -126,6 +126,11 @@ async def test_make_error_decides_what_callers_get(mesh: Mesh) -> None:
         a["telemetry"].publish("t", bytes(CHANNELS[2].body_bytes + 1))
 
 
+async def test_a_large_body_may_be_the_first_thing_a_peer_is_sent(mesh: Mesh) -> None:
+    a, _ = await mesh.open("a"), await mesh.open("b")
+    assert await a["inference"].request("b", "echo", bytes(300_000), timeout_s=5) == bytes(300_000)
+
+
 async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
     ended = asyncio.Event()
 
