@@ -1,0 +1,92 @@
+"""Candidates: a demo, the digest of the trace it came from, and who proposes it with a signature.
+
+A demo is UTF-8 JSON: one flat object of its fields, inputs and outputs alike. Two candidates with the same demo and
+trace are one candidate with two proposers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from consensus.bft.quorum import Round
+
+MAX_DEMO_BYTES = 16 * 1024
+MAX_CANDIDATES_PER_NODE = 32
+DIGEST_BYTES = 32
+
+# No deeper than this, so that no input can exhaust a decoder's stack on one node and not on another.
+_Plain: TypeAlias = str | int | float | bool | None
+_demo_decoder = msgspec.json.Decoder(dict[str, _Plain | list[_Plain]])
+
+
+class Candidate(msgspec.Struct, array_like=True, frozen=True):
+    """One proposal. demo: JSON; trace_digest: SHA-256, 32 bytes; signature: Ed25519 over `signed_bytes`, 64 bytes."""
+
+    demo: bytes
+    trace_digest: bytes
+    node_id: str
+    signature: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        """What it is known by: 32 bytes, the same for whoever proposes it."""
+        encoded = msgspec.msgpack.encode([self.demo, self.trace_digest])
+        return hashlib.sha256(b"meshnode.candidate.1\0" + encoded).digest()
+
+    def signed_bytes(self, the_round: Round) -> bytes:
+        """What its signature covers: this round, this demo and trace, this proposer."""
+        return b"meshnode.propose.1\0" + msgspec.msgpack.encode([the_round.digest, self.digest, self.node_id])
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A candidate of the agreed set, with all who proposed it, sorted."""
+
+    demo: bytes
+    trace_digest: bytes
+    digest: bytes
+    proposers: tuple[str, ...]
+
+
+def demo_error(demo: bytes) -> str | None:
+    """Why these bytes are no demo, in one line; None if they are."""
+    if len(demo) > MAX_DEMO_BYTES:
+        return f"a demo of {len(demo)} bytes is above the limit of {MAX_DEMO_BYTES}"
+    try:
+        fields = _demo_decoder.decode(demo)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"a demo is one flat JSON object ({error})"
+    return None if fields else "a demo needs at least one field"
+
+
+def texts_of(demo: bytes) -> list[bytes]:
+    """The values of a demo's fields as text, by field name; raises msgspec.DecodeError for what is no demo."""
+    fields = _demo_decoder.decode(demo)
+    return [
+        value.encode(errors="surrogatepass") if isinstance(value, str) else msgspec.json.encode(value)
+        for _, value in sorted(fields.items())
+    ]
+
+
+def merge(candidates: Iterable[Candidate]) -> tuple[Merged, ...]:
+    """Byte-identical candidates become one. Sorted by digest, so the order of arrival is forgotten."""
+    proposers: dict[bytes, set[str]] = {}
+    found: dict[bytes, Candidate] = {}
+    for candidate in candidates:
+        digest = candidate.digest
+        found.setdefault(digest, candidate)
+        proposers.setdefault(digest, set()).add(candidate.node_id)
+    return tuple(
+        Merged(found[digest].demo, found[digest].trace_digest, digest, tuple(sorted(proposers[digest])))
+        for digest in sorted(found)
+    )
+
+
+def set_digest(merged: Iterable[Merged]) -> bytes:
+    """SHA-256 over the candidates' digests, in their order: what a score vector is about. 32 bytes."""
+    return hashlib.sha256(b"".join([b"meshnode.candidates.1\0", *(one.digest for one in merged)])).digest()
