@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from meshnode.cli.options import json_option, node_option
+
+if TYPE_CHECKING:
+    from meshnode.cli.reach import Answer
 
 PROBE_TIMEOUT_S = 2.0
 CHANNELS = ("inference", "coordination", "telemetry", "real_time")
@@ -26,17 +31,37 @@ class Check:
 
 
 @click.command()
-@click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="A node that should be reachable from here.")
+@click.argument("addresses", metavar="[HOST:PORT]...", nargs=-1)
+@click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="The same as HOST:PORT.")
+@click.option(
+    "--mesh-key",
+    "key_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    envvar="MESHNODE_KEY_FILE",
+    help="The mesh's key, for a mesh that has one.",
+)
 @node_option
 @json_option
-def doctor(seeds: tuple[str, ...], node: str | None, as_json: bool) -> None:
-    """Check names, ports and reachability; exit 1 if something is wrong."""
+def doctor(
+    addresses: tuple[str, ...], seeds: tuple[str, ...], key_file: Path | None, node: str | None, as_json: bool
+) -> None:
+    """Check this machine, its node, and the nodes at HOST:PORT; exit 1 if something is wrong.
+
+    Of each: its name, gossip, mesh key, clock, advertised address and channels, as a node that joins would use them;
+    where one fails, what to do.
+    """
     from meshnode.cli.output import print_json, print_table
     from meshnode.config import split_address
 
-    for address in seeds:
+    asked = list(dict.fromkeys([*addresses, *seeds]))
+    for address in asked:
         split_address(address)
-    checks = [*_here(), *(check for address in seeds for check in _elsewhere(address)), *_node(node)]
+    checks = [
+        *_here(),
+        *(check for address in asked for check in _elsewhere(address, key_file)),
+        *_node(node, key_file),
+    ]
     if as_json:
         print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
     else:
@@ -63,7 +88,7 @@ def _here() -> Iterator[Check]:
         yield Check("own name", True, f"{name} is {', '.join(found)}")
 
 
-def _node(wanted: str | None) -> Iterator[Check]:
+def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
     from meshnode.cli.client import get
     from meshnode.cli.show import details
     from meshnode.errors import MeshError
@@ -89,11 +114,12 @@ def _node(wanted: str | None) -> Iterator[Check]:
         )
     for member in members:
         if member["state"] in ("suspect", "dead"):
-            yield from _elsewhere(member["address"], f"{member['name']} ({member['state']})")
+            yield from _elsewhere(member["address"], key_file, f"{member['name']} ({member['state']})")
 
 
-def _elsewhere(address: str, name: str = "") -> Iterator[Check]:
-    """Everything a joiner needs of a node: its name, its gossip, and the channels it answers to have."""
+def _elsewhere(address: str, key_file: Path | None, name: str = "") -> Iterator[Check]:
+    """Everything a joiner needs of a node: its name, its gossip, its key, its clock, its channels, its own address."""
+    from meshnode.cli.reach import Answer, ask
     from meshnode.config import join_address, split_address
 
     host, port = split_address(address)
@@ -104,77 +130,92 @@ def _elsewhere(address: str, name: str = "") -> Iterator[Check]:
         yield Check(f"{title}: name", False, f"{host}: {found}", advice)
         return
     yield Check(f"{title}: name", True, f"{host} is {', '.join(found)}")
-    answer = next((told for one in found if not isinstance(told := _ask_gossip(one, port), str)), None)
-    if answer is None:
-        told = _ask_gossip(found[0], port)
-        advice = f"start the node, or let UDP {port} pass the firewalls in both directions"
-        yield Check(f"{title}: gossip, UDP {port}", False, str(told), advice)
+    told: Answer | str = ""
+    for one in found:
+        told = ask(one, port, key_file)
+        if isinstance(told, Answer):
+            break
+    if isinstance(told, Answer):
+        yield from _answered(title, host, port, found, told, key_file)
+        channels = told.channels
+    else:
+        yield Check(f"{title}: gossip, UDP {port}", False, told, _why_silent(port, key_file))
         # Where a node has a base port, its channels have the next four.
         ports = enumerate(range(port + 1, min(port + 5, 65536)))
         channels = {CHANNELS[index]: join_address(host, at) for index, at in ports}
-    else:
-        yield Check(f"{title}: gossip, UDP {port}", True, f"{answer.name} of mesh {answer.mesh_id[:12]} answers")
-        channels = {channel: place.removeprefix("tcp://") for channel, place in answer.channels.items()}
     for channel, place in channels.items():
         refusal = _tcp_refusal(*split_address(place))
         advice = f"let TCP to {place} pass; is it an address others can reach? else start with --advertise"
         yield Check(f"{title}: {channel}, TCP {place}", not refusal, refusal or "accepts", advice if refusal else "")
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What a node says of itself to who asks to be let in."""
+def _why_silent(port: int, key_file: Path | None) -> str:
+    from meshnode.security.replay import SKEW_S
 
-    name: str
-    mesh_id: str
-    channels: dict[str, str]
-
-
-def _ask_gossip(host: str, port: int) -> _Answer | str:
-    """Ask to be let in, as a joining node does, and go no further: the other side keeps nothing of that."""
-    import os
-
-    from meshnode.membership.datagrams import Plain
-    from meshnode.membership.messages import Alive, JoinAnswer, JoinRefusal, JoinRequest, decode_update, encode
-
-    seal = Plain().seal
-    request = seal(encode(JoinRequest(os.urandom(16), os.urandom(16).hex(), "doctor", "", bytes(1100))), None)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
-        try:
-            probe.connect((host, port))
-            for timeout_s in (0.3, 0.7):  # a datagram may be lost
-                probe.settimeout(timeout_s)
-                probe.send(request)
-                with contextlib.suppress(TimeoutError):
-                    answer = _read(probe.recv(65536))
-                    break
-            else:
-                return "no answer"
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    match answer:
-        case JoinAnswer(mesh_id=mesh_id, alive=alive):
-            said = decode_update(alive)
-            if isinstance(said, Alive):
-                return _Answer(
-                    said.record.name, mesh_id, {str(channel): place for channel, place in said.record.channels.items()}
-                )
-        case JoinRefusal(reason=reason):
-            return f"refused: {reason}"
-    return "an answer that is not meshnode's"
+    advice = f"start the node, or let UDP {port} pass the firewalls in both directions"
+    if key_file is None:
+        return f"{advice}; if the mesh has a key, name it with --mesh-key: without it the node keeps silent"
+    return (
+        f"{advice}; or its mesh key is another (compare `meshnode keys list` here and there), or the clocks are more "
+        f"than {SKEW_S:g} s apart (compare `date`)"
+    )
 
 
-def _read(datagram: bytes) -> object:
-    import msgspec
+def _answered(
+    title: str, host: str, port: int, found: list[str], told: Answer, key_file: Path | None
+) -> Iterator[Check]:
+    who = f"{told.name} of mesh {told.mesh_id[:12]} answers"
+    if told.transport == "tcp":
+        who += "; join it with --gossip-transport tcp"
+    yield Check(f"{title}: gossip, {told.transport.upper()} {port}", True, who)
+    if told.sealed:
+        yield Check(f"{title}: mesh key", True, "accepted")
+    elif key_file is None:
+        yield Check(f"{title}: mesh key", True, "this mesh has none")
+    else:
+        advice = "leave --mesh-key (or MESHNODE_KEY_FILE) out to join this mesh, or start its nodes with the key"
+        yield Check(f"{title}: mesh key", False, "this mesh has none, so it doesn't take yours", advice)
+    yield _clock(title, told.ahead_s)
+    yield _advertised(title, host, port, found, told, key_file)
 
-    from meshnode.membership.datagrams import Dropped, Plain
-    from meshnode.membership.messages import decode_datagram
 
-    try:
-        return decode_datagram(Plain().open(datagram, None)[0])
-    except (Dropped, msgspec.MsgspecError):
-        return None
+def _clock(title: str, ahead_s: float | None) -> Check:
+    from meshnode.security.replay import SKEW_S
+
+    if ahead_s is None:
+        return Check(f"{title}: clock", True, "it does not tell")
+    told = f"{abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} ours"
+    if abs(ahead_s) <= SKEW_S / 2:
+        return Check(f"{title}: clock", True, told)
+    advice = f"set both clocks by NTP: more than {SKEW_S:g} s apart, nodes of a mesh with a key don't hear each other"
+    return Check(f"{title}: clock", False, told, advice)
+
+
+def _advertised(title: str, host: str, port: int, found: list[str], told: Answer, key_file: Path | None) -> Check:
+    """Whether others, told of this node by gossip, reach it by the address it gives itself."""
+    from meshnode.cli.reach import Answer, ask
+    from meshnode.config import split_address
+
+    name = f"{title}: advertised address"
+    advertised_host, advertised_port = split_address(told.address)
+    advice = f"start it with --advertise {host}, or another address by which all nodes reach it"
+    places = _resolve(advertised_host)
+    if isinstance(places, str):
+        return Check(name, False, f"{told.address}: {places}", advice)
+    if advertised_port == port and set(places) & set(found):
+        return Check(name, True, told.address)
+    if _loopback(places) and not _loopback(found):
+        return Check(name, False, f"{told.address} is a loopback address, only its own machine reaches it", advice)
+    again = next((answer for one in places if isinstance(answer := ask(one, advertised_port, key_file), Answer)), None)
+    if again is None:
+        return Check(name, False, f"{told.address} does not answer from here", advice)
+    if again.node_id != told.node_id:
+        return Check(name, False, f"{told.address} is {again.name}, another node", advice)
+    return Check(name, True, f"{told.address}, which answers, too")
+
+
+def _loopback(places: list[str]) -> bool:
+    return all(ipaddress.ip_address(place).is_loopback for place in places)
 
 
 def _resolve(host: str) -> list[str] | str:

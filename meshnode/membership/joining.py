@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -194,7 +195,7 @@ def answer_join(request: JoinRequest, swim: Swim, mesh_id: str | None) -> JoinAn
     holder = None
     if member is not None and record is not None and member.state in ("alive", "suspect"):
         holder = Holder(record.name, record.address, record.started)
-    return JoinAnswer(request.nonce, mesh_id, encode(Alive(me)), holder)
+    return JoinAnswer(request.nonce, mesh_id, encode(Alive(me)), holder, time.time_ns() // 1_000_000)
 
 
 def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:

@@ -229,12 +229,16 @@ class Holder(msgspec.Struct, array_like=True, frozen=True):
 
 
 class JoinAnswer(msgspec.Struct, array_like=True, frozen=True, tag=22):
-    """Come in: this is the mesh, and this is me. `holder` has your identity already, as far as I know."""
+    """Come in: this is the mesh, and this is me. `holder` has your identity already, as far as I know.
+
+    `clock_ms`: Unix time where the answer was made, so that who asks can compare clocks; 0: not told.
+    """
 
     nonce: bytes
     mesh_id: str
     alive: bytes
     holder: Holder | None = None
+    clock_ms: int = 0
 
 
 class JoinRefusal(msgspec.Struct, array_like=True, frozen=True, tag=23):

@@ -40,6 +40,15 @@ def test_hosts_meet_at_the_addresses_they_advertise(lab: Lab) -> None:
         }
 
 
+def test_the_doctor_finds_a_host_in_order_and_says_what_a_cut_one_lacks(lab: Lab) -> None:
+    healthy = lab.meshnode("c", "doctor", f"{ADDRESS['a']}:{PORT}")
+    assert healthy.returncode == 0, healthy.stdout
+    lab.cut("a", "c")
+    cut = lab.meshnode("c", "doctor", f"{ADDRESS['a']}:{PORT}")
+    assert cut.returncode == 1
+    assert f"let UDP {PORT} pass the firewalls" in cut.stdout
+
+
 def test_a_host_cut_off_is_dead_to_the_others_and_they_to_it_until_the_links_heal(lab: Lab) -> None:
     lab.cut_both_ways("a", "b", "c")
     wait_until(lambda: alone(lab, "a"), "both sides to give each other up")
