@@ -161,6 +161,17 @@ class Cluster:
                 process.wait(10)
 
 
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for all tests of a module that leave them as they were: `node-1` to `node-3`."""
+    cluster = Cluster(tmp_path_factory.mktemp("trio"))
+    try:
+        cluster.start_many(3)
+        yield cluster
+    finally:
+        cluster.close()
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)

@@ -30,12 +30,11 @@ def client(*nodes: RunningNode) -> meshnode.Node:
     return meshnode.Node(meshnode.Config(port=0, role="client", http=False, seeds=seeds), app=app)
 
 
-def test_the_eval_command_spreads_the_work_and_scores_as_local(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start_many(3)
+def test_the_eval_command_spreads_the_work_and_scores_as_local(trio: Cluster, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", examples(60))
     arguments = ("eval", "slow_reverse", str(data), "--metric", "exact", "--node", "node-1")
-    spread = cluster.json(*arguments, "--distributed", "true")
-    local = cluster.json(*arguments, "--distributed", "false")
+    spread = trio.json(*arguments, "--distributed", "true")
+    local = trio.json(*arguments, "--distributed", "false")
     assert (spread["mode"], local["mode"]) == ("distributed", "local")
     assert spread["score"] == local["score"] == 80.0
     assert spread["examples"] == 60
@@ -88,10 +87,9 @@ async def test_a_worker_killed_in_mid_run_loses_nothing(cluster: Cluster) -> Non
     assert (result.examples, result.failed, result.score) == (200, 0, 80.0)
 
 
-async def test_a_programs_exception_is_one_failed_row(cluster: Cluster) -> None:
-    nodes = cluster.start_many(2)
+async def test_a_programs_exception_is_one_failed_row(trio: Cluster) -> None:
     rows = [{"text": "ab", "answer": "ba"}, {"text": "bad", "answer": "dab"}, {"text": "cd", "answer": "dc"}]
-    async with client(nodes[0]) as node:
+    async with client(trio.nodes[0]) as node:
         result = await node.evaluate("picky", rows, metric="exact", distributed=True)
     assert (result.examples, result.failed, result.score) == (3, 1, 66.67)
     error = result.results[1].error
@@ -108,22 +106,20 @@ async def test_a_client_without_peers_evaluates_by_itself() -> None:
     assert (result.mode, result.score) == ("local", 80.0)
 
 
-def test_the_blocking_mesh_evaluates_with_a_metric_of_the_callers_own(cluster: Cluster) -> None:
+def test_the_blocking_mesh_evaluates_with_a_metric_of_the_callers_own(trio: Cluster) -> None:
     from tests.e2e.app import app
 
-    nodes = cluster.start_many(2)
-    with meshnode.connect(nodes[1].seed, app=app) as mesh:
+    with meshnode.connect(trio.nodes[1].seed, app=app) as mesh:
         wait_until(lambda: mesh.slots() > 1, "the slots of the mesh to be known")
         result = mesh.evaluate("reverse", examples(20), metric=lambda example, prediction, trace=None: 0.5)
         assert mesh.call("node-1", "echo", [1, 2]) == [1, 2]
     assert (result.score, result.mode) == (50.0, "distributed")
 
 
-def test_a_malformed_line_is_named_by_file_and_line(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start_many(1)
+def test_a_malformed_line_is_named_by_file_and_line(trio: Cluster, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "ab", "answer": "ba"}\n{"text": \n')
-    failed = cluster.meshnode("eval", "reverse", str(data), "--metric", "exact", check=False)
+    failed = trio.meshnode("eval", "reverse", str(data), "--metric", "exact", "--node", "node-1", check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "data.jsonl" in failed.stderr
     assert "line 2" in failed.stderr or ":2" in failed.stderr

@@ -56,26 +56,24 @@ def test_two_meshes_do_not_merge(cluster: Cluster) -> None:
     assert second.ready["mesh_id"] in refused.stderr
 
 
-def test_one_call_goes_the_whole_way(cluster: Cluster) -> None:
+def test_one_call_goes_the_whole_way(trio: Cluster) -> None:
     """Command line, HTTP, facade, dispatch, channel, wire, the peer's dispatch, its handler, and back."""
-    cluster.start_many(2)
-    assert cluster.json("call", "echo", '{"x": [1, 2.5, null]}', "--to", "node-2", "--node", "node-1") == {
+    assert trio.json("call", "echo", '{"x": [1, 2.5, null]}', "--to", "node-2", "--node", "node-1") == {
         "x": [1, 2.5, None]
     }
 
 
-def test_a_handlers_exception_reaches_the_caller_by_name(cluster: Cluster) -> None:
-    cluster.start_many(2)
-    failed = cluster.meshnode("call", "refuse", "1", "--to", "node-2", "--node", "node-1", check=False)
+def test_a_handlers_exception_reaches_the_caller_by_name(trio: Cluster) -> None:
+    failed = trio.meshnode("call", "refuse", "1", "--to", "node-2", "--node", "node-1", check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "not with me" in failed.stderr
-    unknown = cluster.meshnode("call", "missing", "1", "--to", "node-2", "--node", "node-1", check=False)
+    unknown = trio.meshnode("call", "missing", "1", "--to", "node-2", "--node", "node-1", check=False)
     assert unknown.returncode == 1
     assert "no handler 'missing'" in unknown.stderr
 
 
-def test_garbage_on_every_open_port_does_not_harm_the_node(cluster: Cluster) -> None:
-    node, _ = cluster.start_many(2)
+def test_garbage_on_every_open_port_does_not_harm_the_node(trio: Cluster) -> None:
+    node = trio.nodes[0]
     garbage = [
         b"\x00" * 300,
         b"GET / HTTP/1.1\r\n\r\n",
@@ -91,5 +89,5 @@ def test_garbage_on_every_open_port_does_not_harm_the_node(cluster: Cluster) -> 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         for chunk in garbage:
             link.sendto(chunk, (host, int(port)))
-    assert cluster.json("call", "echo", json.dumps("alive"), "--to", "node-1", "--node", "node-2") == "alive"
-    assert cluster.states(node) == {"alive": 2}
+    assert trio.json("call", "echo", json.dumps("alive"), "--to", "node-1", "--node", "node-2") == "alive"
+    assert trio.states(node) == {"alive": 3}
