@@ -29,5 +29,5 @@ clean:
 
 $(READY): pyproject.toml .ci/venv
 	sh .ci/venv $(PYTHON) $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,dspy]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,dspy,postgres]'
 	touch $@

@@ -22,6 +22,7 @@ Open = Callable[[], Runs]
 @pytest.fixture
 def postgres() -> Iterator[str]:
     if not POSTGRES:
+        assert not os.environ.get("CI"), "in CI PostgreSQL is a must: `.ci/postgres` starts one"
         pytest.skip("no PostgreSQL: MESHNODE_TEST_POSTGRES is not set")
     schema = f"test_{uuid.uuid4().hex[:12]}"
     engine = sa.create_engine(sa.make_url(POSTGRES).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
