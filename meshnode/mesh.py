@@ -77,6 +77,11 @@ class State(Protocol):
     """The mesh's replicated state as one node has it. Raft and its log stand behind it."""
 
     machine: Machine  # to be read; it changes only between two events of the loop
+    written_index: int  # the newest write of this node that was acknowledged; the machine may be behind it
+
+    async def reach(self, index: int, timeout_s: float = 10.0) -> None:
+        """Return once the machine holds what stands at `index`. Raises NoLeader."""
+        ...
 
     def follow(self) -> None:
         """Keep the machine up to date from now on, if it isn't yet."""

@@ -6,7 +6,8 @@
     async for change in node.variables.watch("temperature"): ...
 
 What each consistency promises
-    cached (stale)   this node's copy: a moment old, longer in a partition; never goes back
+    cached           this node's copy: a moment old, longer in a partition; never goes back, and shows own writes
+    stale            the same, without waiting for own writes to come back
     lease            the leader's copy, on the strength of clocks; elsewhere the same as linearizable
     linearizable     every write acknowledged before the call is seen; a cached read after it sees it, too
 
@@ -16,6 +17,7 @@ Writes are applied exactly once, however often they had to be sent again. What c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -32,6 +34,7 @@ from meshnode.mesh import Consistency, State
 T = TypeVar("T")
 _MISSING: Any = object()
 WRITE_TIMEOUT_S = 10.0
+OWN_WRITES_S = 2.0  # how long a cached read waits for an own write to come back; in a partition it may not
 
 
 class VariableChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,9 +118,13 @@ class Variables:
 
     async def get(self, name: str, default: Any = _MISSING, *, consistency: Consistency = "cached") -> Any:
         """The value. Without a `default`, an unknown variable raises InvalidInput. Raises NoLeader."""
+        state = self._state
         if consistency not in ("cached", "stale"):
-            await self._state.barrier(consistency)
-        elif (known := self._state.machine.variables.get(name)) is not None:
+            await state.barrier(consistency)
+        elif state.machine.index < state.written_index and consistency == "cached":
+            with contextlib.suppress(NoLeader):
+                await state.reach(state.written_index, OWN_WRITES_S)
+        elif (known := state.machine.variables.get(name)) is not None:
             return known.value
         else:
             await self._synced_or(default, name)
@@ -215,11 +222,13 @@ class Variables:
     def watch(self, name: str | None = None, *, after: int | None = None) -> Watch:
         """Every change from this call on, of one variable or of all; with `after`, also those since that version.
 
+        A write of this node that was acknowledged is not repeated as a change, even if its copy does not show it yet.
+
         Only what a variable's history still holds can be given from before the call.
         """
         self._state.follow()
-        known = self._state.machine
-        watch = Watch(self._state, name, known.index if after is None else after)
+        now = max(self._state.machine.index, self._state.written_index)
+        watch = Watch(self._state, name, now if after is None else after)
         weak = ref(watch, lambda _: stop())
 
         def listen(changes: list[Any]) -> None:

@@ -40,15 +40,18 @@ class Barriers:
 
     def wait(self, timeout_s: float) -> asyncio.Future[None]:
         """Done once the machine shows all that was acknowledged before this call. Fails with NoLeader, Closed."""
-        loop = asyncio.get_running_loop()
-        read = Read(loop.time() + timeout_s, loop.create_future())
-        if self._is_closed:
-            read.future.set_exception(Closed("the node is stopping"))
-            return read.future
-        self._open.add(read)
-        self._coming.append(read)
-        if self._round is None:
-            self._round = loop.create_task(self._run())
+        read = self._begin(timeout_s)
+        if not self._is_closed:
+            self._coming.append(read)
+            if self._round is None:
+                self._round = asyncio.get_running_loop().create_task(self._run())
+        return read.future
+
+    def reach(self, index: int, timeout_s: float) -> asyncio.Future[None]:
+        """Done once the machine holds what stands at `index`. Fails with NoLeader, Closed."""
+        read = self._begin(timeout_s)
+        if not self._is_closed:
+            self._learned(index, [read])
         return read.future
 
     def moved(self) -> None:
@@ -66,6 +69,15 @@ class Barriers:
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait([self._round])
+
+    def _begin(self, timeout_s: float) -> Read:
+        loop = asyncio.get_running_loop()
+        read = Read(loop.time() + timeout_s, loop.create_future())
+        if self._is_closed:
+            read.future.set_exception(Closed("the node is stopping"))
+        else:
+            self._open.add(read)
+        return read
 
     async def _run(self) -> None:
         try:

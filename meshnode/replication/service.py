@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from consensus.errors import Backlogged, ConsensusError, EntryTooLarge, Refused
 from consensus.machines.composite import Change, Command, Machine, Result, decode_result, encode_command
 from consensus.machines.values import Refusal, RefusedByRule
+from consensus.machines.variables import Compared, Written
 from consensus.raft.configuration import Configuration
 from consensus.raft.state import Stored, founding
 from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLarge, Unreachable
@@ -53,6 +54,7 @@ class Replication:
         voters: int,
     ) -> None:
         self.machine = Machine()
+        self.written_index = 0
         self._mesh = mesh
         self._send = send
         self._fail = fail
@@ -193,6 +195,11 @@ class Replication:
         self.follow()
         await self._barriers.wait(timeout_s)
 
+    async def reach(self, index: int, timeout_s: float = 10.0) -> None:
+        """Return once what stands at `index` is applied here. Raises NoLeader."""
+        self.follow()
+        await self._barriers.reach(index, timeout_s)
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(changes)` for all that is applied from now on, in order; returns the way to stop."""
         self.follow()
@@ -214,6 +221,8 @@ class Replication:
         result = decode_result(await self._submission.submit(encode_command(command), timeout_s))
         if type(result) is Refusal:
             raise InvalidInput(result.message)
+        if type(result) is Written or type(result) is Compared:
+            self.written_index = max(self.written_index, result.version)
         return result
 
     def check(self, command: Command) -> None:

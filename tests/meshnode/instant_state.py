@@ -16,9 +16,13 @@ class InstantState:
 
     def __init__(self) -> None:
         self.machine = Machine()
+        self.written_index = 0
         self._listeners: list[Callable[[list[Change]], None]] = []
         self._sequence = 0
         self.machine.apply(1, clients.encode(clients.Open()))
+
+    async def reach(self, index: int, timeout_s: float = 10.0) -> None:
+        """What is written is applied."""
 
     def follow(self) -> None:
         """There is nobody to follow."""

@@ -26,6 +26,11 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
+async def sees_voters(node: meshnode.Node, count: int) -> None:
+    """Wait until a node knows of so many."""
+    await until(lambda: len(node.status()["voters"]) == count, f"{count} voters at {node.name}")
+
+
 class Nodes:
     """Nodes by name; the first founds the mesh, the others join it."""
 
@@ -50,7 +55,7 @@ class Nodes:
             await self.start(f"n{number}", data_dir=data_dir, **settings)
         nodes = list(self.running.values())
         for node in nodes:
-            await until(lambda node=node: len(node.status()["voters"]) == count, f"{count} voters at {node.name}")
+            await sees_voters(node, count)
         return nodes
 
     def leader(self) -> meshnode.Node:

@@ -12,7 +12,11 @@ from consensus.errors import Backlogged
 from consensus.raft.messages import Append, PreVoteReply, encode
 from meshnode.replication import replica as replica_module
 from meshnode.replication.replica import Replica
-from tests.meshnode.replication.conftest import Nodes, until, writing
+from tests.meshnode.replication.conftest import Nodes, sees_voters, until, writing
+
+
+async def is_out(gone: meshnode.Node, at: meshnode.Node) -> None:
+    await until(lambda: gone.node_id not in at.status()["voters"], f"{gone.name} to be out at {at.name}")
 
 
 async def test_what_one_writes_all_read_at_once_linearizably(nodes: Nodes) -> None:
@@ -164,13 +168,10 @@ async def test_a_late_node_gets_a_snapshot_and_then_the_rest(
     for name in ("n2", "n3"):
         await nodes.start(name, data_dir=tmp_path / name)
     for node in nodes.running.values():
-        await until(lambda node=node: len(node.status()["voters"]) == 3, f"{node.name} to see three voters")
+        await sees_voters(node, 3)
         assert await node.variables.get("t", consistency="linearizable") == -1
     await nodes["n3"].variables.set("t", 5)
-    digests = {node.mesh.state.machine.digest() for node in nodes.running.values()}
-    await until(
-        lambda: len({node.mesh.state.machine.digest() for node in nodes.running.values()}) == 1, f"one state: {digests}"
-    )
+    await until(lambda: len({node.mesh.state.machine.digest() for node in nodes.running.values()}) == 1, "one state")
 
 
 async def test_a_restarted_mesh_knows_what_was_acknowledged(
@@ -202,7 +203,7 @@ async def test_a_leader_that_leaves_hands_over_and_is_out_of_the_configuration(n
     leader = nodes.leader()
     await nodes.running.pop(leader.name).stop()
     for node in nodes.running.values():
-        await until(lambda node=node: leader.node_id not in node.status()["voters"], "the leader to be out")
+        await is_out(leader, node)
     await nodes.others()[0].variables.set("t", 3)
     assert await nodes.leader().variables.get("t", consistency="linearizable") == 3
 
