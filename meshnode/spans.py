@@ -33,6 +33,7 @@ from meshnode.errors import to_fault
 KEPT = 2048
 ROOTS_PER_S = 100
 SPANS_PER_S = 2000
+PASSED_BY = 64  # operations let by, once there were enough, before the clock is asked whether a new second began
 HEADER = "traceparent"
 
 T = TypeVar("T")
@@ -108,14 +109,21 @@ class Spans:
         self.skipped = 0
         self._listeners: list[Callable[[Span], None]] = []
         self._second = 0
+        self._pass = 0
         self._roots_left = ROOTS_PER_S
         self._spans_left = SPANS_PER_S
 
-    def begin(self, name: str, context: Mapping[str, str] | None = None, **attributes: str) -> Open | None:
+    def begin(
+        self, name: str, context: Mapping[str, str] | None = None, attributes: dict[str, str] | None = None
+    ) -> Open | None:
         """Open a span: of the trace that `context` names, else of the one open here, else of a new one.
 
         None if this second has had its share: then there is nothing to end.
         """
+        if self._pass > 0 and context is None and ((around := _current.get()) is None or around.ended):
+            self._pass -= 1
+            self.skipped += 1
+            return None
         now = int(time.monotonic())
         if now != self._second:
             self._second, self._roots_left, self._spans_left = now, ROOTS_PER_S, SPANS_PER_S
@@ -124,17 +132,18 @@ class Spans:
             trace, parent = around.trace, around.id
         if self._spans_left <= 0 or (not trace and self._roots_left <= 0):
             self.skipped += 1
+            self._pass = PASSED_BY
             return None
         self._spans_left -= 1
         if not trace:
             self._roots_left -= 1
             trace = f"{_random(128):032x}"
-        return Open(self, trace, parent, name, attributes)
+        return Open(self, trace, parent, name, {} if attributes is None else attributes)
 
     @contextlib.contextmanager
-    def span(self, name: str, context: Mapping[str, str] | None = None, **attributes: str) -> Iterator[Open | None]:
+    def span(self, name: str, context: Mapping[str, str] | None = None) -> Iterator[Open | None]:
         """Open a span around a block."""
-        span = self.begin(name, context, **attributes)
+        span = self.begin(name, context)
         if span is None:
             yield None
             return

@@ -29,14 +29,20 @@ def get(node: LocalNode, path: str) -> Any:
 
 def get_lines(node: LocalNode, path: str) -> Iterator[Any]:
     """The JSON lines of an answer without end. Raises Unreachable, or the error the node answered with."""
+    for line in get_text_lines(node, path):
+        if line:
+            yield json.loads(line)
+
+
+def get_text_lines(node: LocalNode, path: str) -> Iterator[str]:
+    """The lines of an answer without end, stripped. Raises Unreachable, or the error the node answered with."""
     with _Exchange(node, SILENCE_TIMEOUT_S) as exchange:
         exchange.connection.request("GET", path)
         response = exchange.connection.getresponse()
         if response.status != 200:
             _value(response)
         for line in response:
-            if line.strip():
-                yield json.loads(line)
+            yield line.decode().strip()
 
 
 def post(node: LocalNode, path: str, body: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:

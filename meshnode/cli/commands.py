@@ -19,6 +19,8 @@ COMMANDS = {
     "keys": "keys:keys",
     "ca": "ca:ca",
     "page": "page:page",
+    "top": "top:top",
+    "tap": "tap:tap",
     "programs": "show:programs",
     "tools": "show:tools",
     "call": "call:call",

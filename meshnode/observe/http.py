@@ -32,6 +32,7 @@ from meshnode.observe.logs import hide_secrets
 from meshnode.observe.picture import Picture
 from meshnode.observe.security import SecurityRoutes
 from meshnode.observe.served import Served
+from meshnode.observe.tap import TapRoutes
 from meshnode.observe.variables import VariableRoutes
 
 MAX_CALL_BYTES = 16 * 1024 * 1024
@@ -53,6 +54,8 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     routes = _Routes(node)
     picture = Picture(node)
     picture.serve()
+    tap = TapRoutes(node)
+    tap.serve()
     app = Starlette(
         routes=[
             Route("/healthz", routes.live),
@@ -70,6 +73,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             *VariableRoutes(node).routes(),
             *SecurityRoutes(node).routes(),
             Route("/events", EventsEndpoint(picture)),
+            *tap.routes(),
             *page.routes(),
         ],
         exception_handlers={MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_crash},

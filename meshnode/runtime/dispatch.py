@@ -137,7 +137,7 @@ class Dispatch:
             return None
         if incoming is None:
             return self.spans.begin(command)
-        return self.spans.begin(command, incoming.context, peer=incoming.peer)
+        return self.spans.begin(command, incoming.context, {"peer": incoming.peer})
 
     async def stream(self, peer: str, message: Request[R], *, timeout_s: float) -> AsyncIterator[R]:
         """Ask a peer and iterate over its streamed reply."""

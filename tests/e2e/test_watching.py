@@ -1,0 +1,51 @@
+"""`meshnode tap` and `meshnode top` over real nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.e2e.conftest import PATIENCE_S, ROOT, Cluster, wait_until
+
+
+@contextmanager
+def tapping(cluster: Cluster, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "meshnode", "tap", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=cluster.environment, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_tap_and_top_show_the_whole_mesh_from_one_node(cluster: Cluster) -> None:
+    cluster.start_many(2)
+    arguments = ("--node", "node-1", "--json", "--filter", "ECHO node-2", "--count", "1")
+    with tapping(cluster, *arguments) as tap:
+
+        def told() -> bool:
+            # node-1 asks, node-2 answers: what comes to node-1's tap happened on node-2.
+            cluster.json("call", "echo", "1", "--to", "node-2", "--node", "node-1")
+            return tap.poll() is not None
+
+        wait_until(told, "a span of node-2")
+        assert tap.stdout is not None
+        line = json.loads(tap.stdout.read())
+    assert (line["kind"], line["name"], line["node"], line["error"]) == ("span", "echo", "node-2", "")
+    assert line["parent"]
+    assert tap.wait(PATIENCE_S) == 0
+
+    with tapping(cluster, "--node", "node-1", "--filter", "nothing has this") as tap:
+        assert tap.stdout is not None
+        cluster.meshnode("vars", "register", "depth", "int", "1", "--node", "node-2")
+        assert "depth registered: 1 by node-2" in tap.stdout.readline()
+
+    shown = cluster.meshnode("top", "--once", "--node", "node-2").stdout
+    for expected in ("seen from node-2", "node-1", "alive", "coordination", "depth"):
+        assert expected in shown
+    refused = cluster.meshnode("tap", "--node", "node-1", "--filter", "slow>soon", check=False)
+    assert refused.returncode == 1
+    assert "slow>0.1" in refused.stderr
