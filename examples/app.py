@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import meshnode
-from examples import docstrings
+from examples import docstrings, dspy_app
 from examples.docstrings import Example
 from examples.model import Model
 
@@ -59,6 +59,10 @@ def reverse() -> Callable[..., dict[str, str]]:
 def exact(example: Mapping[str, Any], prediction: Mapping[str, Any], trace: object = None) -> bool:  # noqa: ARG001 (as DSPy calls it)
     """Whether the answer is the expected one, to the letter."""
     return bool(example["answer"] == prediction["answer"])
+
+
+if dspy_app.is_here():
+    dspy_app.declare(app)
 
 
 @app.handler("echo")

@@ -7,6 +7,8 @@ What happens, all of it on this machine and over real sockets:
 3. Five nodes start as processes with app.py; four are told the first one's address and nothing else.
 4. A sixth, a client, evaluates "module_of" over them. At 40 % the first, which all others joined by, gets SIGKILL.
 5. The same evaluation runs in the client alone. The scores must be equal; if they are not, the exit code is 1.
+6. Where DSPy is installed, another node takes the killed one's place, and a DSPy program runs over the five: evaluated,
+   given demos by `mesh.BootstrapFewShot`, evaluated again, saved, and loaded by plain DSPy (dspy_demo.py).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import meshnode
-from examples import docstrings
+from examples import docstrings, dspy_app, dspy_demo
 from examples.app import app, prompt
 from examples.docstrings import Example
 from examples.model import Model, ModelError
@@ -54,9 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["TMPDIR"] = directory  # a killed node can't remove its sockets
         try:
             report.title(options.nodes)
+            dspy_demo.prepare(Path(directory))
             dev = _data(Path(directory) / "data", options.examples, report)
             with Processes(Path(directory)) as processes:
-                return asyncio.run(_run(processes, dev, report, options))
+                return asyncio.run(_run(processes, dev, Path(directory), report, options))
         except (Failed, meshnode.MeshError) as error:
             report.note(f"the demo failed: {error}")
             return 1
@@ -88,7 +91,9 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
-async def _run(processes: Processes, dev: list[Example], report: Report, options: argparse.Namespace) -> int:
+async def _run(
+    processes: Processes, dev: list[Example], directory: Path, report: Report, options: argparse.Namespace
+) -> int:
     await _start_model(processes, options.latency, report)
     began = time.monotonic()
     nodes = await _start_nodes(processes, options.nodes)
@@ -115,7 +120,16 @@ async def _run(processes: Processes, dev: list[Example], report: Report, options
         with report.progress("locally", len(dev)) as bar:
             local = await node.evaluate(PROGRAM, dev, metric="exact", distributed=False, on_progress=bar)
     report.results(mesh, local)
-    return 0 if report.verdict(mesh, local, differing=_differing(mesh, local)) else 1
+    if not report.verdict(mesh, local, differing=_differing(mesh, local)):
+        return 1
+    if not dspy_app.is_here():
+        return 0
+    again = await _start_node(processes, options.nodes + 1, "--seed", nodes[1].ready["gossip"])
+    await _wait_alive([again, *nodes[1:]])
+    train = docstrings.load()[0]
+    saved = directory / "compiled.json"
+    rose = await asyncio.to_thread(dspy_demo.run, again.ready["gossip"], train, dev, saved, report)
+    return 0 if rose else 1
 
 
 def _data(directory: Path, limit: int | None, report: Report) -> list[Example]:
@@ -148,15 +162,17 @@ async def _start_model(processes: Processes, latency_s: float, report: Report) -
 
 
 async def _start_nodes(processes: Processes, count: int) -> list[Process]:
-    def start(number: int, *more: str) -> Process:
-        arguments = ["start", "--port", "0", "--app", APP, "--workers", "1", "--name", f"node-{number}", *more]
-        return processes.start(f"node-{number}", arguments)
+    first = await _start_node(processes, 1)
+    seed = first.ready["gossip"]
+    others = (_start_node(processes, number, "--seed", seed) for number in range(2, count + 1))
+    return [first, *await asyncio.gather(*others)]
 
-    first = start(1)
-    seed = (await first.wait_ready(30.0))["gossip"]
-    others = [start(number, "--seed", seed) for number in range(2, count + 1)]
-    await asyncio.gather(*(node.wait_ready(30.0) for node in others))
-    return [first, *others]
+
+async def _start_node(processes: Processes, number: int, *more: str) -> Process:
+    arguments = ["start", "--port", "0", "--app", APP, "--workers", "1", "--name", f"node-{number}", *more]
+    process = processes.start(f"node-{number}", arguments)
+    await process.wait_ready(30.0)
+    return process
 
 
 async def _wait_alive(nodes: list[Process]) -> None:

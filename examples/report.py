@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -123,6 +123,26 @@ class Report:
         said = f"  [green]The scores are equal to the last digit: {mesh.score:.2f}[/green], {same}.\n"
         self._console.print(said, soft_wrap=True)
         return True
+
+    def dspy_score(self, label: str, program: str, score: float, examples: int, seconds: float) -> None:
+        """A DSPy program's score over the mesh."""
+        self._line(label, f"{program:<14} score {score:5.2f}  of {examples} examples, {seconds:.1f} s")
+
+    def dspy_compiled(self, demos: int, train: int, seconds: float) -> None:
+        """What `mesh.BootstrapFewShot` did."""
+        self._line("", f"mesh.BootstrapFewShot chose {demos} demos from {train} examples in {seconds:.1f} s")
+
+    def dspy_verdict(self, figures: Mapping[str, int], saved: str, checked: int, *, same: bool, rose: bool) -> None:
+        """Say where the forwards ran, and whether plain DSPy agrees."""
+        ran = f"{figures.get('mesh', 0)} forwards ran on the nodes, {figures.get('here', 0)} here"
+        self._line("", f"{ran}; saved as {saved}")
+        if not rose:
+            self.note("the compiled program scores no higher")
+        if not same:
+            self.note(f"plain DSPy with {saved} predicts something else")
+        elif rose:
+            said = f"  [green]Plain DSPy loads {saved} and predicts the same[/green], checked on {checked} examples.\n"
+            self._console.print(said, soft_wrap=True)
 
     def note(self, why: str) -> None:
         """Say why the demo ends early."""

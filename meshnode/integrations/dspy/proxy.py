@@ -13,10 +13,10 @@ from typing import Any
 
 import dspy
 import structlog
-from dspy.primitives.base_module import BaseModule
 
 from meshnode.errors import InvalidInput
 from meshnode.integrations.dspy.link import Link
+from meshnode.integrations.dspy.structure import submodules
 
 log = structlog.get_logger("meshnode.dspy")
 
@@ -43,7 +43,7 @@ def remote(link: Link, name: str, program: Any = None) -> Any:
 def local(program: Any) -> Any:
     """A copy that runs in this process, as do all programs within it."""
     made = program.deepcopy()
-    for _, part in made.named_sub_modules(BaseModule):
+    for part in submodules(made):
         if is_remote(part):
             part.__class__ = getattr(type(part), _LOCAL)
     return made

@@ -14,56 +14,63 @@ from collections.abc import Iterator
 from typing import Any
 
 import dspy
-from dspy.primitives.base_module import BaseModule
 
 from meshnode.integrations.dspy.codec import known_classes
 
 _MODULE_PATH = re.compile(r"\b(?:\w+\.)+(?=\w)")
 
 
-def named_predictors(module: Any) -> dict[str, Any]:
-    """Every predictor by the name DSPy gives it, those in compiled submodules, which DSPy passes over, included."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    if isinstance(module, dspy.Predict):
-        found["self"] = module
-        seen.add(id(module))
+#: Lists that grow without end and hold no modules; DSPy's own walk goes through each of their items.
+_PASSED_OVER = frozenset({"history", "callbacks", "demos", "traces", "train"})
 
-    def visit(name: str, value: Any) -> None:
-        if not isinstance(value, dspy.Module) or id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, dspy.Predict):
-            found[name] = value
-        else:
-            for part, item in parts(value):
-                visit(f"{name}.{part}", item)
 
-    # As `BaseModule.named_parameters` walks: attributes, and one level into lists and dicts.
-    def parts(value: Any) -> Iterator[tuple[str, Any]]:
-        for name, item in value.__dict__.items():
-            if isinstance(item, list | tuple):
-                yield from ((f"{name}[{index}]", part) for index, part in enumerate(item))
-            elif isinstance(item, dict):
-                yield from ((f"{name}['{key}']", part) for key, part in item.items())
-            else:
-                yield name, item
+def named_modules(module: Any) -> dict[str, Any]:
+    """A program and all modules in it by name, in an order that is the same at both ends; its own name is "self".
 
-    for part, item in parts(module):
-        visit(part, item)
+    As `BaseModule.named_parameters` walks: attributes, and one level into lists and dicts. Unlike there, those in
+    compiled submodules are not passed over.
+    """
+    found = {"self": module}
+    seen = {id(module)}
+
+    def visit(prefix: str, parent: Any) -> None:
+        for name, value in _parts(parent):
+            if isinstance(value, dspy.Module) and id(value) not in seen:
+                seen.add(id(value))
+                found[prefix + name] = value
+                visit(f"{prefix}{name}.", value)
+
+    visit("", module)
     return found
 
 
+def _parts(module: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in module.__dict__.items():
+        if name in _PASSED_OVER:
+            continue
+        if isinstance(value, list | tuple):
+            yield from ((f"{name}[{index}]", part) for index, part in enumerate(value))
+        elif isinstance(value, dict):
+            yield from ((f"{name}['{key}']", part) for key, part in value.items())
+        else:
+            yield name, value
+
+
+def named_predictors(module: Any) -> dict[str, Any]:
+    """Every predictor by the name DSPy gives it."""
+    return {name: part for name, part in named_modules(module).items() if isinstance(part, dspy.Predict)}
+
+
 def submodules(module: Any) -> list[Any]:
-    """All modules of a program in an order that is the same at both ends; the first is the program itself."""
-    return [found for _, found in module.named_sub_modules(BaseModule)]
+    """All modules of a program, the first is the program itself."""
+    return list(named_modules(module).values())
 
 
 def plain_attributes(module: Any) -> dict[str, Any]:
     """The numbers and texts that a program's modules hold beside their predictors: they do not travel."""
     return {
         f"{name}.{attribute}": value
-        for name, part in module.named_sub_modules(BaseModule)
+        for name, part in named_modules(module).items()
         if not isinstance(part, dspy.Predict)
         for attribute, value in part.__dict__.items()
         if not attribute.startswith("_") and isinstance(value, str | int | float | bool)
