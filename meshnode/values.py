@@ -49,6 +49,14 @@ _OPENING_BYTES = bytes((*range(0x80, 0xA0), 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9)
 
 _check_structure = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
+# A value that is no container needs none of the care below: msgspec carries it in a third of the time.
+_SIMPLE = frozenset({bytes, str, int, float, bool, type(None)})
+_SIMPLE_OPENINGS = frozenset(
+    (*range(0x80), *range(0xA0, 0xC1), *range(0xC2, 0xC7), *range(0xCA, 0xD4), *range(0xD9, 0xDC), *range(0xE0, 0x100))
+)
+_pack_simple = msgspec.msgpack.Encoder().encode
+_unpack_simple = msgspec.msgpack.Decoder().decode
+
 
 class _NotCarried(Exception):
     def __init__(self, value: object, why: str = "") -> None:
@@ -62,6 +70,13 @@ def pack(value: Any, *, name: str = "value") -> bytes:
 
     Raises InvalidInput naming the path of what can't travel, e.g. `args.items[3].x`, and TooLarge above `MAX_BYTES`.
     """
+    if type(value) in _SIMPLE:
+        try:
+            data = _pack_simple(value)
+            if len(data) <= MAX_BYTES:
+                return data
+        except (UnicodeEncodeError, OverflowError):
+            pass  # lone surrogates, more than 64 bits: the long way
     try:
         data = _pack(value, 0)
     except _NotCarried as error:
@@ -85,6 +100,11 @@ def unpack(data: bytes) -> Any:
     """Reverse of `pack`. Raises InvalidInput for what no `pack` has made, TooLarge above `MAX_BYTES`."""
     if len(data) > MAX_BYTES:
         raise TooLarge(f"a packed value of {len(data)} bytes, the limit is {MAX_BYTES}; send less at once")
+    if data and data[0] in _SIMPLE_OPENINGS:
+        try:
+            return _unpack_simple(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass  # the long way says what is wrong with it, if anything
     try:
         value = _unpack(data, 0)
     except InvalidInput:
