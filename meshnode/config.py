@@ -31,6 +31,7 @@ class Config(BaseSettings):
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
     page_edits: let the page change variables, for who has the token; without it the page only shows.
     spans: keep a span of each operation, for `meshnode tap` and OpenTelemetry; under load of some.
+    otlp: the URL of an OpenTelemetry collector to send the spans to; needs the extra otel.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHNODE_", extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class Config(BaseSettings):
     http: bool = True
     page_edits: bool = False
     spans: bool = True
+    otlp: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ready_file: Path | None = None
 

@@ -44,6 +44,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected.")
 @click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30].")
 @click.option("--page-edits", is_flag=True, default=None, help="Let the page change variables, with the token.")
+@click.option("--otlp", metavar="URL", help="Send spans to this OpenTelemetry collector; needs the extra otel.")
 @click.option("--ready-file", metavar="FILE", type=PATH, help="Written, whole, as JSON once the node serves.")
 def start(
     seeds: tuple[str, ...],

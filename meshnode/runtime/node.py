@@ -76,6 +76,10 @@ class Node:
             raise MeshError("this node was started before; make a new one")
         self._stack = AsyncExitStack()
         try:
+            if self.spans is not None and self.config.otlp is not None:
+                from meshnode.integrations.otel import export
+
+                self._stack.push_async_callback(asyncio.to_thread, export(self.spans, self.config.otlp))
             self._parts = await start_parts(self, self._stack)
             await self._parts.join()
             if self._parts.listener is not None:
