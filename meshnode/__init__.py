@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         WorkerCrashed,
     )
     from meshnode.mesh import Member, MemberChange, Mesh
+    from meshnode.progress import show_progress
     from meshnode.runtime.node import Node
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _HOME = {
     "Mesh": "meshnode.mesh",
     "Node": "meshnode.runtime.node",
     "connect": "meshnode.blocking",
+    "show_progress": "meshnode.progress",
 }
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "Unreachable",
     "WorkerCrashed",
     "connect",
+    "show_progress",
 ]
 
 
