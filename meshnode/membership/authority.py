@@ -1,7 +1,8 @@
 """Who may say what: the seam at which claims are signed and checked.
 
 The core asks it to sign what it says and to check what it hears, after the cheap tests (seen before, outranked) and
-before it believes or passes on anything. `Unsigned` trusts all: a mesh in which whoever can reach a port belongs.
+before it believes or passes on anything. `Unsigned` trusts all: a mesh in which whoever can reach a port belongs. Where
+the mesh has a key, `meshnode.security.signing` stands here.
 """
 
 from __future__ import annotations
