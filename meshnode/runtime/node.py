@@ -24,6 +24,7 @@ from meshnode.errors import Closed, ConfigError, MeshError
 from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
+from meshnode.observe.health import state_health
 from meshnode.observe.logs import log_as_a_library
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
@@ -179,6 +180,8 @@ class Node:
             "learners": list(state.learners),
             "channels": self._running().channels.statistics(),
             "security": self.security(),
+            "log": self._running().replication.statistics(),
+            "evaluated": {"examples": self.under_way.examples, "failed": self.under_way.failed},
         }
 
     @property
@@ -192,7 +195,7 @@ class Node:
 
     def health(self) -> dict[str, Any]:
         """Each component by name, with a status of "ok", "degraded" or "failed"."""
-        return self._running().health()
+        return {**self._running().health(), **state_health(self.status())}
 
     def progress(self) -> list[dict[str, Any]]:
         """The evaluations this node runs now and the last few it ran, in plain values."""
@@ -277,12 +280,6 @@ class Node:
                 **{"task_timeout_s": self.config.task_timeout_s, **options},
             )
 
-    def _secured(self) -> Secured:
-        secured = self._running().secured
-        if secured is None:
-            raise ConfigError("this mesh has no key; make one with `meshnode keygen` and start its nodes with it")
-        return secured
-
     async def optimize(
         self,
         program: str,
@@ -305,11 +302,18 @@ class Node:
             await self.mesh.state.synced()
         given = domains(variables, self.variables.describe())
         options = {"task_timeout_s": self.config.task_timeout_s, **options}
-        return await optimize(self.mesh, program, examples, variables=given, **options)
+        with within(self.spans, f"optimize {program}"):
+            return await optimize(self.mesh, program, examples, variables=given, **options)
 
     async def run_pipeline(self, pipeline: Pipeline, inputs: Mapping[str, Any], **options: Any) -> PipelineResult:
-        """Run a graph of steps over the mesh; see `meshnode.pipelines`."""
-        return await pipeline.run(self.mesh, inputs, **options)
+        """Run a graph of steps over the mesh, each step a span; see `meshnode.pipelines`."""
+        return await pipeline.run(self.mesh, inputs, **{"span": lambda name, _: within(self.spans, name), **options})
+
+    def _secured(self) -> Secured:
+        secured = self._running().secured
+        if secured is None:
+            raise ConfigError("this mesh has no key; make one with `meshnode keygen` and start its nodes with it")
+        return secured
 
     def _running(self) -> Parts:
         if self._parts is None:
