@@ -18,9 +18,11 @@ def certificate_error(certificate: Certificate, the_round: Round, verify: Verify
         return "a signer appears twice"
     if len(signers) < the_round.quorum:
         return f"{len(signers)} signatures, {the_round.quorum} of {the_round.n} validators are needed"
+    if len(certificate.value_digest) != len(DUMMY):
+        return "the value's digest is no SHA-256"
     if (certificate.phase == Phase.DUMMY) != (certificate.value_digest == DUMMY):
         return "the phase does not fit the value"
-    if certificate.phase not in (Phase.NOTARIZE, Phase.DUMMY, Phase.FINALIZE) or certificate.iteration < 1:
+    if certificate.phase not in (Phase.NOTARIZE, Phase.DUMMY, Phase.FINALIZE) or not 1 <= certificate.iteration < 2**31:
         return "a certificate is for a notarization, a dummy or a finalization, from iteration 1 on"
     ballot = the_round.ballot(certificate.iteration, certificate.phase, certificate.value_digest).encode()
     for signer, signature in certificate.signatures:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
+SIGNATURE_BYTES = 64
 DUMMY = bytes(32)  # the digest that stands for "no value in this iteration"
 
 
@@ -63,7 +64,8 @@ class Proposal(msgspec.Struct, array_like=True, frozen=True, tag="p"):
     """The leader's value for an iteration.
 
     parent: the latest iteration with a notarized value before this one, whose value is proposed again; 0 if there is
-    none. justification: the certificates that prove it: that value's, and the dummies' between there and here.
+    none. justification: the certificates that prove it: that value's, and the dummies' between there and here. Only
+    iteration and value are signed; nobody relies on the rest.
     """
 
     iteration: int

@@ -10,8 +10,9 @@ each has a leader and ends with a certificate, either of a value (notarized) or 
                   of a value, and DUMMY(h) was never signed: sign FINALIZE(h, value), and DUMMY(h) never again
     finalized     a quorum of FINALIZE(h, value): decided, whatever iteration we are in
 
-    a proposal for h with parent p is justified by a certificate of its value at p (p = 0: none is needed)
-    and certificates of the dummy for every iteration between p and h
+    a proposal for h is justified by a certificate of its value at some p < h (p = 0: none is needed, but the value
+    must be valid) and certificates of the dummy for every iteration between p and h. Which p, each validator finds
+    among the certificates it has: the parent a proposal names is not signed, so whoever relays it could alter it
 
 Why two decisions can't differ. Say (h, v) is finalized: a quorum signed FINALIZE(h, v), so a dummy certificate for h
 can't exist: quorums share an honest validator, and none signs both. Nor can another value be notarized in h. So a
@@ -20,6 +21,11 @@ justified proposal after h has a parent p >= h, and by induction p's value is v.
 Purity and order. No clock, socket, disk or randomness; `sign`, `verify` and `validate` are functions given in. Effects
 are performed strictly in order: `Persist(ballot)` is durable before the vote behind it is sent, and a validator that
 restarts hands what it persisted back in as `signed`; it then signs nothing that contradicts it. Time is a tick.
+
+Bounds. A liar makes us keep at most one vote a phase and one value of MAX_VALUE_BYTES an iteration, for the iterations
+up to ITERATIONS_AHEAD from here; one proof of equivocation; and answers to one question in `resend` ticks. A validator
+that has decided only answers where others stand. Values are in memory: if all who notarized a value restart before it
+is decided, it is lost, and the round may end undecided.
 
 What is not promised: a decision, when more than f validators are faulty or the network never delivers. Then `Undecided`
 comes after `deadline_ticks`, and whoever asked falls back. A decision seen later is still reported.
@@ -32,7 +38,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from consensus.bft.certificate import Verify, certificate_error
-from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Status, Vote, digest_of
+from consensus.bft.messages import (
+    DUMMY,
+    SIGNATURE_BYTES,
+    Certificate,
+    Message,
+    Phase,
+    Proposal,
+    Status,
+    Vote,
+    digest_of,
+)
 from consensus.bft.quorum import Round
 
 MAX_VALUE_BYTES = 4 * 1024 * 1024
@@ -73,7 +89,7 @@ class Undecided:
 
 @dataclass(frozen=True)
 class Equivocation:
-    """A validator signed two things that exclude each other: both votes are proof."""
+    """A validator signed two things that exclude each other: both votes are proof. Reported once a validator."""
 
     first: Vote
     second: Vote
@@ -130,6 +146,8 @@ class Simplex:
         self._proposals: dict[int, Proposal] = {}
         self._values: dict[bytes, bytes] = {}
         self._finalized: Certificate | None = None
+        self._equivocators: set[str] = set()
+        self._answered: dict[str, int] = {}  # when each validator's question for a value was last answered, in ticks
         self._ticks = 0
         self._entered_at = 0
         self._expired = False
@@ -163,14 +181,16 @@ class Simplex:
         if sender not in self.round.validators or not self._started:
             return effects
         match message:
+            case Status():
+                self._on_status(sender, message, effects)
+            case _ if self.decision is not None:
+                pass
             case Vote():
                 self._on_vote(message, effects)
             case Certificate():
                 self._on_certificate(message, effects)
             case Proposal():
                 self._on_proposal(message, effects)
-            case Status():
-                self._on_status(sender, message, effects)
         return effects
 
     # Signing: the one place where a ballot becomes a vote.
@@ -241,6 +261,8 @@ class Simplex:
 
     def _maybe_advance(self, effects: list[Effect]) -> None:
         here = self.iteration
+        if self.decision is not None:
+            return  # nothing is left to do, and a validator alone would go on for ever
         if (here, Phase.NOTARIZE) in self._certificates or (here, Phase.DUMMY) in self._certificates:
             self._enter(here + 1, effects)
 
@@ -248,19 +270,29 @@ class Simplex:
 
     def _on_proposal(self, proposal: Proposal, effects: list[Effect]) -> None:
         iteration = proposal.iteration
-        if len(proposal.value) > MAX_VALUE_BYTES or not self._in_reach(iteration):
+        if len(proposal.value) > MAX_VALUE_BYTES or len(proposal.justification) > max(0, iteration):
             return
-        leader = self.round.leader(iteration)
         digest = digest_of(proposal.value)
-        vote = Vote(iteration, Phase.PROPOSE, digest, leader, proposal.signature)
+        certified = self._is_certified(digest)
+        if certified:  # a value that we know to be certified is welcome from anywhere, however far ahead it is
+            self._values.setdefault(digest, proposal.value)
+            self._maybe_decide(effects)
+        if not self._in_reach(iteration) or self.decision is not None:
+            return
+        vote = Vote(iteration, Phase.PROPOSE, digest, self.round.leader(iteration), proposal.signature)
         if not self._holds(vote):
             return
-        if not self._keep(vote, effects) and not self._is_certified(digest):
+        self._keep(vote, effects)
+        first = self._votes[iteration, Phase.PROPOSE][vote.signer].value_digest == digest
+        if not first and not certified:
             return  # a second proposal: only worth keeping if the others certified that one
         self._values.setdefault(digest, proposal.value)
         for certificate in proposal.justification:
             self._on_certificate(certificate, effects)
-        self._proposals.setdefault(iteration, proposal)
+        if first:
+            self._proposals.setdefault(iteration, proposal)
+        else:
+            self._proposals[iteration] = proposal  # the one that others may ask us for
         self._maybe_notarize(self.iteration, effects)
         self._maybe_decide(effects)
 
@@ -268,18 +300,20 @@ class Simplex:
         proposal = self._proposals.get(iteration)
         if proposal is None or iteration != self.iteration or not self._justified(proposal):
             return
-        if proposal.parent or self._validate(proposal.value):
-            self._cast(iteration, Phase.NOTARIZE, digest_of(proposal.value), effects)
+        digest = digest_of(proposal.value)
+        # What a quorum notarized before, an honest validator found valid.
+        if self._is_certified(digest) or self._validate(proposal.value):
+            self._cast(iteration, Phase.NOTARIZE, digest, effects)
 
     def _justified(self, proposal: Proposal) -> bool:
-        parent, iteration = proposal.parent, proposal.iteration
-        if not 0 <= parent < iteration:
-            return False
-        if parent:
-            notarized = self._certificates.get((parent, Phase.NOTARIZE))
-            if notarized is None or notarized.value_digest != digest_of(proposal.value):
+        digest = digest_of(proposal.value)
+        for passed in range(proposal.iteration - 1, 0, -1):
+            notarized = self._certificates.get((passed, Phase.NOTARIZE))
+            if notarized is not None and notarized.value_digest == digest:
+                return True
+            if (passed, Phase.DUMMY) not in self._certificates:
                 return False
-        return all((passed, Phase.DUMMY) in self._certificates for passed in range(parent + 1, iteration))
+        return True
 
     def _on_vote(self, vote: Vote, effects: list[Effect]) -> None:
         if vote.phase not in (Phase.NOTARIZE, Phase.DUMMY, Phase.FINALIZE) or not self._in_reach(vote.iteration):
@@ -307,19 +341,26 @@ class Simplex:
         votes = self._votes.setdefault((vote.iteration, vote.phase), {})
         first = votes.setdefault(vote.signer, vote)
         if first is not vote and first.value_digest != vote.value_digest:
-            effects.append(Equivocation(first, vote))
+            self._accuse(first, vote, effects)
         opposite = {Phase.DUMMY: Phase.FINALIZE, Phase.FINALIZE: Phase.DUMMY}.get(Phase(vote.phase))
         if first is vote and opposite is not None:
             other = self._votes.get((vote.iteration, opposite), {}).get(vote.signer)
             if other is not None:
-                effects.append(Equivocation(other, vote))
+                self._accuse(other, vote, effects)
         return first is vote
+
+    def _accuse(self, first: Vote, second: Vote, effects: list[Effect]) -> None:
+        if first.signer not in self._equivocators:
+            self._equivocators.add(first.signer)
+            effects.append(Equivocation(first, second))
 
     # Certificates.
 
     def _on_certificate(self, certificate: Certificate, effects: list[Effect]) -> None:
         key = (certificate.iteration, certificate.phase)
-        if key in self._certificates or not self._in_reach(certificate.iteration):
+        # A finalization ends the round wherever we are: a validator that restarts late may be far behind it.
+        ends = certificate.phase == Phase.FINALIZE and self._finalized is None
+        if key in self._certificates or not (ends or self._in_reach(certificate.iteration)):
             return
         if certificate_error(certificate, self.round, self._verify) is None:
             self._take(certificate, effects)
@@ -378,11 +419,19 @@ class Simplex:
                     if certificate is not None:
                         effects.append(Send(certificate, sender))
         wanted = status.needs or (self._finalized.value_digest if self._finalized is not None else b"")
-        carrier = next((p for p in self._proposals.values() if wanted and digest_of(p.value) == wanted), None)
+        if wanted not in self._values or not self._may_answer(sender):
+            return
+        carrier = next((p for p in self._proposals.values() if digest_of(p.value) == wanted), None)
+        if carrier is None and self._finalized is not None and wanted == self._finalized.value_digest:
+            carrier = Proposal(self._finalized.iteration, self._values[wanted], 0, b"")  # the certificate is its proof
         if carrier is not None:
+            self._answered[sender] = self._ticks
             effects.append(Send(carrier, sender))
 
     # Guards.
+
+    def _may_answer(self, sender: str) -> bool:
+        return self._ticks - self._answered.get(sender, -self._timing.resend) >= self._timing.resend - 1
 
     def _is_certified(self, digest: bytes) -> bool:
         return any(certificate.value_digest == digest for certificate in self._certificates.values())
@@ -392,7 +441,7 @@ class Simplex:
 
     def _holds(self, vote: Vote) -> bool:
         key = self.round.validators.get(vote.signer)
-        if key is None:
+        if key is None or len(vote.value_digest) != len(DUMMY) or len(vote.signature) != SIGNATURE_BYTES:
             return False
         return self._verify(
             key, vote.signature, self.round.ballot(vote.iteration, vote.phase, vote.value_digest).encode()

@@ -211,8 +211,15 @@ class World:
         value = self.rng.choice((b"value of the usurper", b"garbage"))
         ballot = self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode()
         proposal = Proposal(iteration, value, 0, sign_with(self.keys.secrets[liar], ballot))
+        votes = []
+        for phase in (Phase.NOTARIZE, Phase.FINALIZE):  # and votes for it, as if it had a right to be
+            signature = sign_with(
+                self.keys.secrets[liar], self.round.ballot(iteration, phase, digest_of(value)).encode()
+            )
+            votes.append(Vote(iteration, phase, digest_of(value), liar, signature))
         for target in self.honest:
-            self.network.send(liar, target, proposal)
+            for message in (proposal, *votes):
+                self.network.send(liar, target, message)
 
     def _forged(self, vote: Vote) -> Vote:
         other = digest_of(self.rng.choice(self.seen_values))
