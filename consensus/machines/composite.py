@@ -1,9 +1,9 @@
-"""The replicated machine of a mesh: variables and sessions under one log, one time, one snapshot.
+"""The replicated machine of a mesh: variables, sessions and rounds under one log, one time, one snapshot.
 
 What an entry's bytes are
 
     Open | Close | Run      a client session's command (consensus/raft/sessions.py); a Run holds one of the commands
-                            of variables.py or sessions.py, and applies once however often it is retried
+                            of variables.py, sessions.py or rounds.py; it applies once however often it is retried
     Advance(log_ms)         the time, from the leader; needs no session, for it may be repeated
 
 The log's time is milliseconds that never fall: `log_ms` becomes the larger of its own and the entry's, and sessions
@@ -29,8 +29,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from consensus.bft.certificate import Verify
 from consensus.errors import ConsensusError
-from consensus.machines import sessions, variables
+from consensus.machines import rounds, sessions, variables
 from consensus.machines.values import Refusal, RefusedByRule, refuse
 from consensus.raft import sessions as clients
 
@@ -38,10 +39,13 @@ FORMAT_VERSION = 1
 _PART_VARIABLES = 64
 _PART_SESSIONS = 512
 
-Command: TypeAlias = variables.Command | sessions.Command
+Command: TypeAlias = variables.Command | sessions.Command | rounds.Command
 _OF_SESSIONS = (sessions.Start, sessions.Renew, sessions.Stop)
-Result: TypeAlias = variables.Written | variables.Compared | sessions.Granted | sessions.Stopped | Refusal
-Change: TypeAlias = variables.Change | sessions.SessionChange
+_OF_ROUNDS = (rounds.OpenRound, rounds.Submit, rounds.Commit, rounds.Show, rounds.Proceed, rounds.Settle)
+Result: TypeAlias = (
+    variables.Written | variables.Compared | sessions.Granted | sessions.Stopped | rounds.RoundAt | Refusal
+)
+Change: TypeAlias = variables.Change | sessions.SessionChange | rounds.RoundChange
 
 
 class Advance(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -69,6 +73,7 @@ class _Header(msgspec.Struct, array_like=True, frozen=True):
     log_ms: int
     sessions: int
     variables: int
+    rounds: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -80,6 +85,12 @@ _command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     | sessions.Start
     | sessions.Renew
     | sessions.Stop
+    | rounds.OpenRound
+    | rounds.Submit
+    | rounds.Commit
+    | rounds.Show
+    | rounds.Proceed
+    | rounds.Settle
 )
 _result_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
 _advance_decoder = msgspec.msgpack.Decoder(Advance)
@@ -87,6 +98,7 @@ _ADVANCE_PREFIX = _encoder.encode(Advance(0))[:2]  # an array of two, tagged 3
 _header_decoder = msgspec.msgpack.Decoder(_Header)
 _sessions_decoder = msgspec.msgpack.Decoder(list[sessions.Session])
 _variables_decoder = msgspec.msgpack.Decoder(list[variables.Stored])
+_round_decoder = msgspec.msgpack.Decoder(rounds.RoundState)
 _LENGTH = struct.Struct("<I")
 
 
@@ -115,14 +127,16 @@ def decode_result(data: bytes) -> Result:
 class Machine:
     """One replica. `index` is that of the last entry applied, `log_ms` the log's time.
 
-    `variables` and `sessions` may be read at any time; they change only by `apply` and `restore`.
+    `variables`, `sessions` and `rounds` may be read at any time; they change only by `apply` and `restore`.
+    verify: checks an Ed25519 signature; a machine without refuses rounds, so all of a mesh have it or none.
     """
 
-    def __init__(self, *, limit_clients: int = 4096, limit_answers: int = 4096) -> None:
+    def __init__(self, *, limit_clients: int = 4096, limit_answers: int = 4096, verify: Verify | None = None) -> None:
         self.index = 0
         self.log_ms = 0
         self.variables = variables.Variables()
         self.sessions = sessions.Sessions()
+        self.rounds = rounds.Rounds(verify)
         self._clients = clients.Sessions(self._run, limit_sessions=limit_clients, limit_answers=limit_answers)
         self._changes: list[Change] = []
 
@@ -141,6 +155,8 @@ class Machine:
         """Raise RefusedByRule if the command would be refused as things stand: ask this before proposing."""
         if isinstance(command, _OF_SESSIONS):
             refusal = self.sessions.check(command)
+        elif isinstance(command, _OF_ROUNDS):
+            refusal = self.rounds.check(command)
         else:
             refusal = self.variables.check(command) or self._without_session(command)
         if refusal is not None:
@@ -152,10 +168,11 @@ class Machine:
         For what is captured here is never altered: changes are frozen, and lists of them copied.
         """
         return self._chunks(
-            _Header(FORMAT_VERSION, self.index, self.log_ms, len(self.sessions), len(self.variables)),
+            _Header(FORMAT_VERSION, self.index, self.log_ms, len(self.sessions), len(self.variables), len(self.rounds)),
             self._clients.dump(),
             list(self.sessions),
             self.variables.dump(),
+            list(self.rounds),
         )
 
     def restore(self, chunks: Iterable[bytes]) -> None:
@@ -174,6 +191,7 @@ class Machine:
             restored_variables: list[variables.Stored] = []
             while len(restored_variables) < header.variables:
                 restored_variables += _variables_decoder.decode(next(parts, b""))
+            restored_rounds = [_round_decoder.decode(next(parts, b"")) for _ in range(header.rounds)]
         except msgspec.DecodeError as error:
             raise SnapshotRefused(f"the snapshot can't be understood ({error})") from None
         if next(parts, None) is not None:
@@ -183,6 +201,7 @@ class Machine:
         self._clients.restore(table)
         self.sessions.restore(restored_sessions)
         self.variables.restore(restored_variables)
+        self.rounds.restore(restored_rounds)
 
     def digest(self) -> str:
         """SHA-256 of the snapshot: equal on all nodes that applied the same entries."""
@@ -216,6 +235,11 @@ class Machine:
             return _encoder.encode(result)
         if isinstance(command, _OF_SESSIONS):
             return _encoder.encode(self._run_session(index, command))
+        if isinstance(command, _OF_ROUNDS):
+            at, passed = self.rounds.apply(index, command)
+            if passed is not None:
+                self._changes.append(passed)
+            return _encoder.encode(at)
         refusal = self._without_session(command) if isinstance(command, variables.Register) else None
         if refusal is not None:
             return _encoder.encode(refusal)
@@ -242,7 +266,11 @@ class Machine:
 
     @staticmethod
     def _chunks(
-        header: _Header, table: bytes, living: list[sessions.Session], known: list[variables.Stored]
+        header: _Header,
+        table: bytes,
+        living: list[sessions.Session],
+        known: list[variables.Stored],
+        held: list[rounds.RoundState],
     ) -> Iterator[bytes]:
         yield _part(_encoder.encode(header))
         yield _part(table)
@@ -250,6 +278,8 @@ class Machine:
             yield _part(_encoder.encode(living[at : at + _PART_SESSIONS]))
         for at in range(0, len(known), _PART_VARIABLES):
             yield _part(_encoder.encode(known[at : at + _PART_VARIABLES]))
+        for one in held:
+            yield _part(_encoder.encode(one))
 
 
 def _part(payload: bytes) -> bytes:
