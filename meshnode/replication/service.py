@@ -20,6 +20,7 @@ from consensus.machines.variables import Compared, Written
 from consensus.raft.configuration import Configuration
 from consensus.raft.state import Stored, founding
 from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLarge, Unreachable
+from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
 from meshnode.replication.following import Feed, Following
 from meshnode.replication.messages import Barrier, Follow, Locate, Located, Part, Propose, Proposed, Retire
@@ -53,7 +54,7 @@ class Replication:
         data_dir: Path | None,
         voters: int,
     ) -> None:
-        self.machine = Machine()
+        self.machine = Machine(verify=verify)
         self.written_index = 0
         self._mesh = mesh
         self._send = send
