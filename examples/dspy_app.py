@@ -35,10 +35,13 @@ def declare(app: meshnode.App) -> None:
 
         return dspy.Predict(dspy.Signature("docstring -> answer", INSTRUCTION))
 
-    @app.lm
-    def lm() -> Any:
-        import dspy
+    app.lm(lm)
 
-        name, key = os.environ.get("LM_MODEL", "tiny"), os.environ.get("LM_KEY", "none")
-        # Without DSPy's cache, for the demo compares runs; a program of your own keeps it.
-        return dspy.LM(f"openai/{name}", api_base=os.environ["LM_BASE"], api_key=key, cache=False)
+
+def lm() -> Any:
+    """The model that LM_BASE, LM_KEY and LM_MODEL name."""
+    import dspy
+
+    name, key = os.environ.get("LM_MODEL", "tiny"), os.environ.get("LM_KEY", "none")
+    # Without DSPy's cache, for the demo compares runs; a program of your own keeps it.
+    return dspy.LM(f"openai/{name}", api_base=os.environ["LM_BASE"], api_key=key, cache=False)

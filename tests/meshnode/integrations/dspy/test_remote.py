@@ -266,3 +266,11 @@ def test_app_metric_scores_a_dspy_program_on_the_nodes(mesh: meshnode.BlockingMe
     compiled = mesh.evaluate("qa", dev, metric="same", distributed=True, state=state)
     assert plain.score == 0.0
     assert compiled.score > 50.0
+
+
+def test_a_worker_killed_by_a_call_is_no_score_but_a_call_made_here(mesh: meshnode.BlockingMesh) -> None:
+    before = mesh.dspy_statistics().get("here", 0)
+    with pytest.raises(ValueError, match="not"):  # what the program raises here, where it does not kill its process
+        mesh.remote("raising")(question="crash")
+    assert mesh.dspy_statistics()["here"] == before + 1
+    assert mesh.remote("qa")(question="parse braces").answer == "unknown"
