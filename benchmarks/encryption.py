@@ -89,7 +89,7 @@ async def first_calls(*, secured: bool) -> float:
         await a["inference"].request("b", "echo", b"", timeout_s=10)
         took.append((time.perf_counter() - start) * 1e3)
         a.drop_peer("b")
-        while b["inference"].statistics()["links"]:  # else the answer may still take the old way
+        while b["inference"].statistics()["links"]:  # noqa: ASYNC110 - else the answer may take the old way
             await asyncio.sleep(0.001)
     await asyncio.gather(a.close(), b.close())
     return statistics.median(took)

@@ -24,7 +24,14 @@ knocks again. This is safe because a knock says nothing that gossip couldn't: th
 signature the identity, and the key that is admitted stands in what was signed. Nothing is accepted "for the time
 being", and a stranger does not even get to ask: CURVE needs the server's key, which only sealed records tell.
 
+What it costs (`python -m benchmarks.encryption 2` on two shared cores; loopback, sealed / open): one call 1.45x the
+p50, 256 in flight 0.87x the rate, bodies of 1 MiB 0.67x the rate, a new connection 2.3 ms instead of 0.5. A datagram
+takes 4 us to seal and 7 to open, a forged one 29 to refuse; a claim 50 us to sign, 190 to check, once.
+
 What is not promised. All holders of the mesh key can read all datagrams and send what isn't signed (pings, load, users'
 events) under another's name; they can't forge claims or connections. Against members that turn, run a CA, revoke, and
-rotate the key. Who joins, and how much is sent where, can be seen by who watches the network.
+rotate the key. Two meshes that share a key file answer each other's join requests, with a refusal. A ping that was
+recorded on its way to one node and is played to another gets that node's "not me", sealed. Clocks must agree within a
+minute; one that is more than two seconds behind is heard by a node that has just started as many seconds later. Who
+joins, and how much is sent where, can be seen by who watches the network.
 """
