@@ -30,6 +30,7 @@ COMMANDS = {
     "optimize": "optimize:optimize",
     "runs": "runs:runs",
     "vars": "vars:variables",
+    "raft": "raft:raft",
     "cluster": "cluster:cluster",
     "lm": "lm:lm",
     "wal": "wal:wal",

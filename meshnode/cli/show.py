@@ -50,7 +50,8 @@ def status(node: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_pairs({name: _plain(value) for name, value in found.items() if name != "channels"})
+    names = {one["node_id"]: one["name"] for one in _get(node, "/members")}
+    print_pairs({name: _named(name, value, names) for name, value in found.items() if name != "channels"})
     channels = found.get("channels") or {}
     counted = ("sent", "received", "in_flight", "queued", "dropped", "links")
     print_table(
@@ -108,6 +109,14 @@ def tools(node: str | None, as_json: bool) -> None:
         print_table(("tool", "arguments", "what it does"), rows)
     else:
         say("this node has no tools; declare one with @app.tool")
+
+
+def _named(key: str, value: Any, names: dict[str, str]) -> object:
+    """A value of the status, with names beside ids where it tells of nodes."""
+    if key not in ("leader", "voters", "learners"):
+        return _plain(value)
+    ids = value if isinstance(value, list) else [value] if value else []
+    return ", ".join(f"{names.get(one, 'unknown')} ({one[:12]})" for one in ids) or "none"
 
 
 def _arguments(schema: dict[str, Any]) -> str:

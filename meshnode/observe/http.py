@@ -30,6 +30,7 @@ from meshnode.observe.gossip import GossipRoutes
 from meshnode.observe.guard import Guard
 from meshnode.observe.logs import hide_secrets
 from meshnode.observe.picture import Picture
+from meshnode.observe.raft import RaftRoutes
 from meshnode.observe.security import SecurityRoutes
 from meshnode.observe.served import Served
 from meshnode.observe.tap import TapRoutes
@@ -71,6 +72,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/evaluate", EvaluateEndpoint(node), methods=["POST"]),
             Route("/leave", routes.leave, methods=["POST"]),
             *VariableRoutes(node).routes(),
+            *RaftRoutes(node).routes(),
             *SecurityRoutes(node).routes(),
             Route("/events", EventsEndpoint(picture)),
             *tap.routes(),

@@ -5,7 +5,7 @@ Raft's own messages do not stand here: they travel as the core encodes them, und
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -94,3 +94,14 @@ class Retire(Request[bool], array_like=True, frozen=True):
     command: ClassVar[str] = "mesh.replication.retire"
     channel: ClassVar[ChannelName] = "coordination"
     reply: ClassVar[Any] = bool
+
+
+class Steer(Request[bool], array_like=True, frozen=True):
+    """To the leader, from an operator: hand leadership to this node, let it learn, or take it out."""
+
+    command: ClassVar[str] = "mesh.replication.steer"
+    channel: ClassVar[ChannelName] = "coordination"
+    reply: ClassVar[Any] = bool
+
+    op: Literal["transfer", "add", "remove"]
+    node: str

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Literal
 
 import structlog
 
+from consensus.errors import Refused
+from consensus.raft.configuration import Configuration
+from meshnode.errors import InvalidInput, NoLeader
 from meshnode.mesh import Mesh
 from meshnode.replication.placement import place
 from meshnode.replication.replica import Replica
@@ -14,6 +19,7 @@ log = structlog.get_logger("meshnode.placing")
 
 PLACE_EVERY_S = 0.25
 DEAD_AFTER_S = 10.0
+STEER_S = 3.0
 LEVEL_WITHIN = 64  # entries behind the leader's log that still count as level
 
 
@@ -44,6 +50,41 @@ class Placing:
             self.look()
         return node not in replica.configuration.members
 
+    async def steer(self, op: Literal["transfer", "add", "remove"], node: str) -> None:
+        """Carry out an operator's wish. Raises InvalidInput, NoLeader."""
+        replica = self._replica
+        now = replica.configuration
+        try:
+            match op:
+                case "transfer":
+                    replica.transfer(node)
+                    await self._until(lambda: not replica.leads or node == self._mesh.me.node_id)
+                case "add":
+                    if node not in self._living():
+                        raise InvalidInput(f"{node} is no living node that may vote")
+                    if node not in now.members:
+                        if len(now.members) >= self._target:
+                            raise InvalidInput(f"{len(now.members)} nodes vote or learn already, see `voters`")
+                        replica.change(Configuration(now.voters, (*now.learners, node)))
+                        await self._until(lambda: node in replica.configuration.members)
+                case "remove":
+                    if node in self._living():
+                        raise InvalidInput(f"{node} is alive and would be added again; let it leave: meshnode leave")
+                    await self.let_go(node)
+        except Refused as error:
+            raise InvalidInput(str(error)) from None
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(STEER_S):
+                while not condition():  # noqa: ASYNC110 - the core tells nobody
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise NoLeader("it was not done in time; see `meshnode status` and retry") from None
+
+    def _living(self) -> set[str]:
+        return {m.node_id for m in self._mesh.members() if m.state == "alive" and m.role == "node"}
+
     def look(self) -> None:
         """Change the configuration, if it is not as it should be."""
         self._note_deaths()
@@ -60,7 +101,7 @@ class Placing:
         wanted = place(
             replica.configuration,
             me=self._mesh.me.node_id,
-            living={m.node_id for m in members if m.state == "alive" and m.role == "node"},
+            living=self._living(),
             dead={node for node, since in self._dead_since.items() if now - since > DEAD_AFTER_S},
             leaving=self._leaving | {m.node_id for m in members if m.state == "left"},
             level={node for node, peer in progress.items() if peer.match_index >= last - LEVEL_WITHIN},

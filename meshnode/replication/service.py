@@ -23,7 +23,7 @@ from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLa
 from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
 from meshnode.replication.following import Feed, Following
-from meshnode.replication.messages import Barrier, Follow, Locate, Located, Part, Propose, Proposed, Retire
+from meshnode.replication.messages import Barrier, Follow, Locate, Located, Part, Propose, Proposed, Retire, Steer
 from meshnode.replication.placing import PLACE_EVERY_S, Placing
 from meshnode.replication.reading import Barriers
 from meshnode.replication.replica import Replica
@@ -79,6 +79,8 @@ class Replication:
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
         self.spans: Spans | None = None
+        self.proposals_committed = 0  # those of this node; one that a rule refused was committed, too
+        self.proposals_failed = 0
 
     # Life.
 
@@ -176,8 +178,9 @@ class Replication:
         return Located(self.leader, core.term, core.commit_index, applied_index, now.voters, now.learners)
 
     def statistics(self) -> dict[str, Any]:
-        """The log's counters; empty without a core."""
-        return self._replica.statistics() if self._replica is not None else {}
+        """This node's proposals, and the log's counters if it runs a core."""
+        proposals = {"proposals_committed": self.proposals_committed, "proposals_failed": self.proposals_failed}
+        return {**proposals, **(self._replica.statistics() if self._replica is not None else {})}
 
     async def synced(self, timeout_s: float = 10.0) -> None:
         """Return once the machine holds what the mesh had when this node began to follow. Raises NoLeader."""
@@ -219,7 +222,12 @@ class Replication:
 
         Raises InvalidInput (a rule refused it), NoLeader (not applied), OutcomeUnknown.
         """
-        result = decode_result(await self._submission.submit(encode_command(command), timeout_s))
+        try:
+            result = decode_result(await self._submission.submit(encode_command(command), timeout_s))
+        except BaseException:
+            self.proposals_failed += 1
+            raise
+        self.proposals_committed += 1
         if type(result) is Refusal:
             raise InvalidInput(result.message)
         if type(result) is Written or type(result) is Compared:
@@ -232,15 +240,6 @@ class Replication:
             self.machine.check(command)
         except RefusedByRule as error:
             raise InvalidInput(error.refusal.message) from None
-
-    def transfer(self, target: str) -> None:
-        """Hand leadership to a voter; only the leader can. Raises MeshError."""
-        if self._replica is None:
-            raise MeshError("a client has no leadership to hand over")
-        try:
-            self._replica.transfer(target)
-        except Refused as error:
-            raise MeshError(str(error)) from None
 
     # What other nodes ask.
 
@@ -256,6 +255,7 @@ class Replication:
         self._mesh.serve(Barrier, self._answer_barrier)
         self._mesh.serve(Follow, self._answer_follow)
         self._mesh.serve(Retire, self._answer_retire)
+        self._mesh.serve(Steer, self._answer_steer)
 
     async def _answer_propose(self, message: Propose, _caller: Caller) -> Proposed:
         return await self._propose_here(message.entries)
@@ -275,6 +275,12 @@ class Replication:
         if self._replica is None or self._placing is None or not self._replica.leads:
             return False
         return await self._placing.let_go(caller.peer)
+
+    async def _answer_steer(self, message: Steer, _caller: Caller) -> bool:
+        if self._replica is None or self._placing is None or not self._replica.leads:
+            raise NoLeader("this node leads no more; retry", retry_after_s=0.2)
+        await self._placing.steer(message.op, message.node)
+        return True
 
     # Inside.
 

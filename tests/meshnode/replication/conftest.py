@@ -42,7 +42,15 @@ class Nodes:
 
     async def start(self, name: str, *, app: meshnode.App | None = None, **settings: Any) -> meshnode.Node:
         seeds = [node.ready["gossip"] for node in list(self.running.values())[:1]]
-        settings = {"port": 0, "http": False, "workers": 0, "gossip_profile": "local", "seeds": seeds, **settings}
+        settings = {
+            "port": 0,
+            "http": False,
+            "workers": 0,
+            "gossip_profile": "local",
+            "leave_timeout_s": 0.5,
+            "seeds": seeds,
+            **settings,
+        }
         node = meshnode.Node(meshnode.Config(name=name, **settings), app=app)
         await node.start()
         self.running[name] = node

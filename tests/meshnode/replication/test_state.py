@@ -11,6 +11,7 @@ import meshnode
 from consensus.errors import Backlogged
 from consensus.raft.messages import Append, PreVoteReply, encode
 from meshnode.replication import replica as replica_module
+from meshnode.replication.messages import Steer
 from meshnode.replication.replica import Replica
 from tests.meshnode.replication.conftest import Nodes, sees_voters, until, writing
 
@@ -240,7 +241,7 @@ async def test_a_dead_voter_is_replaced_by_a_node_that_waits(nodes: Nodes, monke
 async def test_leadership_is_transferred_on_request(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     target = nodes.others()[0]
-    nodes.leader()._running().replication.transfer(target.node_id)
+    await target.mesh.request(nodes.leader().node_id, Steer("transfer", target.node_id))
     await until(
         lambda: all(n.status()["leader"] == target.node_id for n in nodes.running.values()), "the target to lead"
     )
