@@ -2,7 +2,7 @@
 
     meshnode start --otlp http://collector:4318/v1/traces
 
-Our spans keep their ids, so those of all nodes meet in one trace. They are sent in batches by a thread; a collector that
+Our spans keep their ids, so those of all nodes meet in one trace. A thread sends them in batches; a collector that
 is away costs spans, never the node.
 """
 

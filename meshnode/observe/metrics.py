@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import median
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from meshnode.mesh import MemberState
 from meshnode.observe.served import Served
+from meshnode.spans import Spans
 
 
 def exporter(node: Served) -> Callable[[], bytes]:
     """A function that renders the node's metrics in the text format."""
     registry = CollectorRegistry()
     registry.register(_NodeCollector(node))
+    ProcessCollector(registry=registry)
     return lambda: generate_latest(registry)
 
 
@@ -40,6 +42,8 @@ class _NodeCollector(Collector):
         yield from _workers(self._node.health().get("workers") or {})
         yield from _consensus(status)
         yield from _channels(status.get("channels") or {})
+        yield from _evaluations(status.get("evaluated") or {})
+        yield from _spans(self._node.spans)
 
 
 def _members(node: Served) -> Iterator[Metric]:
@@ -84,6 +88,43 @@ def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:
     for name, text in (("term", "Raft's term."), ("commit_index", "Last committed entry of the log.")):
         if status.get(name) is not None:
             yield GaugeMetricFamily(f"meshnode_raft_{name}", text, value=status[name])
+    yield from _log(status.get("log") or {})
+
+
+def _log(log: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, text in (
+        ("leader_changes", "Changes of leader that this node noticed."),
+        ("proposals_committed", "Writes of this node that were committed."),
+        ("proposals_failed", "Writes of this node that failed or were given up."),
+    ):
+        if name in log:
+            yield CounterMetricFamily(f"meshnode_raft_{name}", text, value=log[name])
+    if (sync := log.get("sync")) is None:
+        return  # nothing is kept on disk
+    yield HistogramMetricFamily(
+        "meshnode_wal_fsync_duration_seconds",
+        "Time the disk takes to make the log durable.",
+        buckets=list(sync["buckets"].items()),
+        sum_value=sync["sum_s"],
+    )
+    yield GaugeMetricFamily("meshnode_wal_failed", "1 once the log could not be written.", value=bool(log["failed"]))
+    yield CounterMetricFamily("meshnode_wal_bytes", "Bytes written to the log.", value=log["bytes"])
+
+
+def _evaluations(evaluated: Mapping[str, int]) -> Iterator[Metric]:
+    if evaluated:
+        examples = CounterMetricFamily("meshnode_eval_examples", "Examples evaluated for this node.", labels=["status"])
+        examples.add_metric(["ok"], evaluated["examples"] - evaluated["failed"])
+        examples.add_metric(["failed"], evaluated["failed"])
+        yield examples
+
+
+def _spans(spans: Spans | None) -> Iterator[Metric]:
+    if spans is not None:
+        counted = CounterMetricFamily("meshnode_spans", "Operations traced, or let by.", labels=["kept"])
+        counted.add_metric(["yes"], spans.counted)
+        counted.add_metric(["no"], spans.skipped)
+        yield counted
 
 
 # What a channel counts: its own name for it, ours, and what it is.
