@@ -44,9 +44,9 @@ not introduced may connect and ask.
 
 and, if its only message is a Chunk, a second frame with the chunk's bytes. `session` is a random positive integer
 below 2**63, drawn when the process starts: another session from the same node id means it has restarted. `sent_at` is
-the sender's wall clock in seconds (a float). Frames are limited to twice the larger of the channel's packet and body
-size plus 64 KiB; larger ones cut the connection. The first packet after connecting may be empty, and should be sent
-at once: until then the bound side does not know who is there.
+the sender's wall clock in seconds (a float). Frames are limited to twice the largest of the channel's packet, chunk and
+unchunked body size plus 64 KiB; larger ones cut the connection. The first packet after connecting may be empty, and
+should be sent at once: until then the bound side does not know who is there.
 
 **Messages** are arrays; the first element is the kind. Fields may be appended by later versions: skip what you do not
 know, take the default for what is missing (`?`). Bodies are `bin`. A fault is `[code, message, retry_after_s?]`.
@@ -75,8 +75,8 @@ beyond the fastest packet. Requests, events and publications past their deadline
 **Requests.** `id` is unique per sending process. Answer with one Response, or, if `stream`, with Parts and one End.
 A reader starts with credit for 32 parts. A sender keeps at most 1024 requests outstanding (or as Window says).
 
-**Chunks** (inference only). A body over 32 KiB goes as chunks of 64 KiB, each a packet of its own, a few (4, over long
-round trips up to 256) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged in the order
+**Chunks** (inference only). A body over 32 KiB goes as chunks of 128 KiB, each a packet of its own, a few (4, over long
+round trips up to 128) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged in the order
 they came. A ChunkAck with a fault refuses the transfer.
 
 **Acknowledged delivery** (coordination only). Messages of kind 1 to 8 travel inside Reliable, but for Events of a

@@ -28,7 +28,7 @@ from channels.wire import Bytes
 #: Transfers that one peer may have begun and not finished here.
 MAX_TRANSFERS = 256
 #: Chunks on the way to one peer at most, 16 MiB.
-MAX_WINDOW = 256
+MAX_WINDOW = 128
 
 
 class Outgoing:

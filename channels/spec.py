@@ -50,7 +50,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 1024
     body_bytes: int = 4 * MIB
     chunk_from: int = 0
-    chunk_bytes: int = 64 * KIB
+    chunk_bytes: int = 128 * KIB
     chunk_window: int = 4
     packet_bytes: int = 256 * KIB
     drain: int = 64

@@ -102,7 +102,9 @@ class ZmqWire:
         socket = self._context.socket(zmq.ROUTER)
         self._sockets.append(socket)
         heartbeat_ms = int(timing.heartbeat_s * 1000)
-        frame_bytes = max(self._spec.packet_bytes, self._spec.chunk_from or self._spec.body_bytes) * 2 + 65536
+        spec = self._spec
+        largest = max(spec.packet_bytes, max(spec.chunk_from, spec.chunk_bytes) if spec.chunk_from else spec.body_bytes)
+        frame_bytes = largest * 2 + 65536
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.IPV6, 1),

@@ -54,7 +54,7 @@ async def test_a_request_is_answered_on_every_channel(mesh: Mesh, name: ChannelN
 async def test_a_node_reaches_itself(mesh: Mesh, name: ChannelName) -> None:
     a = await mesh.open("a")
     assert await a[name].request("a", "echo", b"me", timeout_s=5) == b"me"
-    assert await a[name].request("a", "echo", bytes(CHANNELS[0].chunk_bytes), timeout_s=5)
+    assert await a[name].request("a", "echo", bytes(CHANNELS[3].body_bytes), timeout_s=5)
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(mesh: Mesh) -> None:
