@@ -81,8 +81,6 @@ class Replication:
         self.spans: Spans | None = None
         self.proposals_committed = 0  # those of this node; one that a rule refused was committed, too
         self.proposals_failed = 0
-        self.proposals_committed = 0  # those of this node; one that a rule refused was committed, too
-        self.proposals_failed = 0
 
     # Life.
 
@@ -225,12 +223,7 @@ class Replication:
         Raises InvalidInput (a rule refused it), NoLeader (not applied), OutcomeUnknown.
         """
         try:
-            try:
             result = decode_result(await self._submission.submit(encode_command(command), timeout_s))
-        except BaseException:
-            self.proposals_failed += 1
-            raise
-        self.proposals_committed += 1
         except BaseException:
             self.proposals_failed += 1
             raise
