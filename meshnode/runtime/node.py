@@ -25,7 +25,6 @@ from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
 from meshnode.observe.health import state_health
-from meshnode.observe.health import state_health
 from meshnode.observe.logs import log_as_a_library
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
