@@ -7,13 +7,16 @@ import random
 import socket
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import zmq
 
+from channels.envelope import VERSION
 from channels.errors import Unreachable
 from channels.four import FourChannels
 from channels.security import Security, new_keys
 from channels.transport import CHANNEL_NAMES
+from channels.zmq_wire import Announcement
 from tests.channels.conftest import Mesh, until
 
 
@@ -180,3 +183,76 @@ async def test_garbage_on_a_secured_port_leaves_the_node_alive(zeromq: Mesh) -> 
         assert await a[name].request("b", "echo", b"alive", timeout_s=5) == b"alive"
         await until(lambda name=name: b[name].statistics()["dropped"].get("handshake", 0) >= 6)  # type: ignore[misc]  # default binds it
         assert b[name].statistics()["links"] == 1
+
+
+async def test_a_handshake_waits_for_a_key_that_is_about_to_become_known(zeromq: Mesh) -> None:
+    keys = Keys()
+    asked: list[bytes] = []
+
+    def allowed(key: bytes) -> str | None:
+        asked.append(key)
+        return keys.owners.get(key)
+
+    secured = msgspec.structs.replace(keys.make("a"), patience_s=5.0, allowed=allowed)
+    a = await zeromq.open("a", security=secured, introduce=False)
+    b = await zeromq.open("b", security=keys.make("b", known_as=""), introduce=False)
+    b.set_peer("a", a.addresses, keys.pairs["a"][0])
+    reply = asyncio.ensure_future(b["inference"].request("a", "echo", b"late", timeout_s=5))
+    await until(lambda: len(asked) >= 2)  # it waits, and is asked about again
+    assert not reply.done()
+    keys.owners[keys.pairs["b"][0]] = "b"
+    assert await reply == b"late"
+    assert a["inference"].statistics()["dropped"].get("handshake", 0) == 0
+
+
+async def test_patience_ends_in_a_refusal(zeromq: Mesh) -> None:
+    keys = Keys()
+    secured = msgspec.structs.replace(keys.make("a"), patience_s=0.1)
+    a = await zeromq.open("a", security=secured, introduce=False)
+    b = await zeromq.open("b", security=keys.make("b", known_as=""), introduce=False)
+    b.set_peer("a", a.addresses, keys.pairs["a"][0])
+    with pytest.raises(Unreachable, match="refused our key"):
+        await b["inference"].request("a", "echo", b"", timeout_s=5)
+    assert a["inference"].statistics()["received"] == 0
+
+
+async def test_a_connection_that_was_kept_silent_is_no_way_in_after_an_expulsion(zeromq: Mesh) -> None:
+    keys = Keys()
+    belonging = {"b"}
+    secured = msgspec.structs.replace(keys.make("a"), belongs=belonging.__contains__)
+    a = await zeromq.open("a", security=secured, introduce=False)
+    security = keys.make("b")
+    keys.owners[security.public_key] = "b"
+    context = zmq.Context()
+    sly = context.socket(zmq.DEALER)
+    sly.linger = 0
+    sly.curve_serverkey, sly.curve_publickey, sly.curve_secretkey = (
+        keys.pairs["a"][0], security.public_key, security.secret_key,
+    )  # fmt: skip
+    sly.routing_id = msgspec.msgpack.encode(Announcement(VERSION, "b", "a", b"12345678"))
+    monitor = sly.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    try:
+        sly.connect(a.addresses["inference"])
+        await until(lambda: monitor.poll(0))
+        belonging.clear()
+        sly.send(b"I was here before")
+        await until(lambda: a["inference"].statistics()["dropped"].get("expelled", 0) == 1)
+        assert a["inference"].statistics()["received"] == 0
+    finally:
+        sly.disable_monitor()
+        monitor.close(0)
+        sly.close(0)
+        await asyncio.get_running_loop().run_in_executor(None, context.term)
+
+
+async def test_who_connects_knocks_first(zeromq: Mesh) -> None:
+    keys = Keys()
+    knocked: list[str] = []
+    a = await zeromq.open(
+        "a", security=msgspec.structs.replace(keys.make("a"), knock=knocked.append), introduce=False
+    )  # fmt: skip
+    b = await zeromq.open("b", security=keys.make("b"), introduce=False)
+    keys.introduce({"a": a, "b": b})
+    assert knocked == []
+    assert await a["inference"].request("b", "echo", b"1", timeout_s=5) == b"1"
+    assert knocked == ["b"]

@@ -284,3 +284,52 @@ def test_without_a_key_only_loopback_addresses_may_be_bound(tmp_path: Path) -> N
         assert asked(bind=bind, insecure=2, key_file=key_file) is None
         assert asked(bind=bind, key_file=key_file) is not None
     assert asked(bind="127.0.0.1", insecure=1, key_file=key_file) is None
+
+
+async def test_a_node_that_restarts_at_its_address_is_met_by_its_new_key(nodes: Nodes) -> None:
+    a = await nodes.start("a")
+    base = free_base()
+    b = await nodes.start("b", a, port=base, data_dir=nodes.folder / "b")
+    assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    before = membership(a).record(b.node_id)
+    await b.stop()
+    again = await nodes.start("b", a, port=base, data_dir=nodes.folder / "b")
+    assert again.node_id == b.node_id
+    assert again.ready["channels"] == before.channels  # type: ignore[union-attr]  # a has just called it
+    assert await a.call(b.node_id, "echo", 2, timeout_s=5) == 2
+    assert membership(a).record(b.node_id).key != before.key  # type: ignore[union-attr]
+
+
+async def test_a_keyed_mesh_gossips_over_tcp_where_udp_is_blocked(nodes: Nodes) -> None:
+    a = await nodes.start("a", gossip_transport="tcp")
+    b = await nodes.start("b", a, gossip_transport="tcp")
+    c = await nodes.start("c", a, gossip_transport="tcp")
+    await until(lambda: all(len(node.members()) == 3 for node in (a, b, c)))
+    assert await c.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    with pytest.raises(JoinError):
+        await nodes.start("stranger", a, gossip_transport="tcp", key_file=None, join_timeout_s=0.7)
+
+
+async def test_twelve_nodes_with_a_key_join_one_seed_at_once(nodes: Nodes) -> None:
+    a = await nodes.start("a")
+    others = await asyncio.gather(*(nodes.start(f"n{number}", a) for number in range(12)))
+    everybody = [a, *others]
+    await until(lambda: all(sum(s == "alive" for s in states(node).values()) == 13 for node in everybody))
+    asked = await asyncio.gather(
+        *(one.call(other.node_id, "echo", 1, timeout_s=10) for one in others for other in others)
+    )
+    assert asked == [1] * 144
+
+
+def free_base() -> int:
+    """A base port whose six ports are free at this moment."""
+    for base in range(23_000 + os.getpid() % 1000 * 6, 32_000, 6):
+        try:
+            for port in range(base, base + 6):
+                with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+                    tcp.bind(("127.0.0.1", port))
+                    udp.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no six free ports in a row")
