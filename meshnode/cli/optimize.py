@@ -71,16 +71,16 @@ def optimize(
 
     if node is not None and (app or seed):
         raise click.BadParameter("asks a running node; leave out --app and --seed", param_hint="--node")
-    variables, names = _variables(vary)
     settings |= {
         "options": dict(_pair(option, "--option") for option in options),
         "instructions": _lines(instructions) if instructions is not None else (),
         "base": _state(base) if base is not None else None,
         "seed": random_seed,
+        "variables": dict(map(_variable, vary)),
         "runs": url or default_url(),
     }
     with _bar(program, settings["budget"]) as show:
-        result = _work(program, data, settings, (variables, names), _config(app, seed, node), show)
+        result = _work(program, data, settings, _config(app, seed, node), show)
     if out is not None:
         out.write_text(json.dumps(result.state, ensure_ascii=False, indent=2) + "\n")
     if as_json:
@@ -93,7 +93,6 @@ def _work(
     program: str,
     data: Path,
     settings: dict[str, Any],
-    vary: tuple[dict[str, list[Any]], list[str]],
     config: Config,
     show: Show,
 ) -> OptimisationResult:
@@ -101,7 +100,6 @@ def _work(
     from meshnode.cli.loop import run
     from meshnode.cli.output import say
     from meshnode.observe.logs import configure_logs
-    from meshnode.optimisation.space import domains
 
     configure_logs(config.log_level)
     kept: list[str] = []
@@ -113,11 +111,7 @@ def _work(
 
     async def work() -> OptimisationResult:
         async with Node(config) as node:
-            given, names = vary
-            if names:
-                await node.mesh.state.synced()
-            variables = {**domains(names, node.variables.describe()), **domains(given, [])}
-            return await node.optimize(program, data, variables=variables, on_progress=note, **settings)
+            return await node.optimize(program, data, on_progress=note, **settings)
 
     try:
         return run(work())
@@ -156,17 +150,10 @@ def _gossip_of(node: str | None) -> str:
     return address
 
 
-def _variables(vary: tuple[str, ...]) -> tuple[dict[str, list[Any]], list[str]]:
-    """(those with values of their own, names of those within their own bounds)."""
-    given: dict[str, list[Any]] = {}
-    names: list[str] = []
-    for one in vary:
-        name, equals, values = one.partition("=")
-        if not equals:
-            names.append(name)
-        else:
-            given[name] = [_value(value) for value in values.split(",")]
-    return given, names
+def _variable(text: str) -> tuple[str, list[Any] | None]:
+    """A name, and the values to try; None: those it may have."""
+    name, equals, values = text.partition("=")
+    return name, [_value(value) for value in values.split(",")] if equals else None
 
 
 def _pair(text: str, flag: str) -> tuple[str, Any]:

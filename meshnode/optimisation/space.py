@@ -104,22 +104,23 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def domains(
-    variables: Mapping[str, Domain | Sequence[Any]] | Iterable[str], described: Iterable[Mapping[str, Any]]
+    variables: Mapping[str, Domain | Sequence[Any] | None] | Iterable[str], described: Iterable[Mapping[str, Any]]
 ) -> dict[str, Domain]:
-    """Domains by name, from domains, lists of values, or names alone, which `described` (`Variables.describe`) tells.
+    """Domains by name: from domains, lists of values, or, for names alone (or None), what `described` tells.
 
-    Raises InvalidInput for a name that is not described.
+    described: as `Variables.describe` does. Raises InvalidInput for a name that is not described.
     """
-    if isinstance(variables, Mapping):
-        return {
-            name: given if isinstance(given, OneOf | Range) else OneOf(tuple(given))
-            for name, given in variables.items()
-        }
+    given = variables if isinstance(variables, Mapping) else dict.fromkeys(variables)
     known = {one["name"]: one for one in described}
-    for name in (wanted := list(variables)):
-        if name not in known:
+    found: dict[str, Domain] = {}
+    for name, domain in given.items():
+        if domain is None and name not in known:
             raise InvalidInput(f"there is no variable {name!r}; there is: {', '.join(sorted(known)) or 'none'}")
-    return {name: domain_of(name, known[name]) for name in wanted}
+        if domain is None:
+            found[name] = domain_of(name, known[name])
+        else:
+            found[name] = domain if isinstance(domain, OneOf | Range) else OneOf(tuple(domain))
+    return found
 
 
 def domain_of(name: str, described: Mapping[str, Any]) -> Domain:

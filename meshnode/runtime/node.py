@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,7 @@ from meshnode.spans import Spans, within
 
 if TYPE_CHECKING:
     from meshnode.app import App
+    from meshnode.demos import Demos
     from meshnode.evaluation.results import EvaluationResult, Progress
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.pipelines import Pipeline, PipelineResult
@@ -222,6 +224,11 @@ class Node:
         """The mesh's shared variables."""
         return self._running().variables
 
+    @property
+    def demos(self) -> Demos:
+        """Demos that the whole mesh chooses: `await node.demos.select("qa", train, k=8)`."""
+        return self._running().demos
+
     def session(self, *, ttl_s: float = 30.0, metadata: Mapping[str, str] | None = None) -> Session:
         """A session to be entered by `async with`: what is registered in it goes when it ends.
 
@@ -291,16 +298,18 @@ class Node:
         """Look for the state with which a program scores best: instructions, demos, variables.
 
         variables: names of shared variables to vary within their bounds or choices, or a mapping of name to a list of
-        values. See `meshnode.optimisation.optimizer.optimize` for the options, the result and the errors.
+        values (None: within their own). See `meshnode.optimisation.optimizer.optimize` for the options, the result and
+        the errors.
         """
         from meshnode.optimisation.optimizer import optimize
         from meshnode.optimisation.space import domains
 
         if self._left.is_set():
             raise Closed("this node is leaving; ask another")
-        if not isinstance(variables, Mapping) and (variables := tuple(variables)):
+        declared = [{"type": one.kind, **asdict(one)} for one in self.variables.declared.values()]
+        if wanted := variables if isinstance(variables, Mapping) else dict.fromkeys(variables):
             await self.mesh.state.synced()
-        given = domains(variables, self.variables.describe())
+        given = domains(wanted, [*declared, *self.variables.describe()])
         options = {"task_timeout_s": self.config.task_timeout_s, **options}
         with within(self.spans, f"optimize {program}"):
             return await optimize(self.mesh, program, examples, variables=given, **options)
