@@ -114,3 +114,37 @@ def test_a_key_file_mounted_by_a_runtime_is_taken_as_it_is(cluster: Cluster) -> 
     os.chown(path, 0, 0)
     refused = cluster.meshnode("keys", "list", "--mesh-key", str(path), check=False)
     assert f"chmod 600 {path}" in refused.stderr
+
+
+def test_an_authority_certifies_and_revokes_nodes(cluster: Cluster) -> None:
+    key, ca = cluster.folder / "mesh.key", cluster.folder / "mesh-ca.key"
+    data = {name: cluster.folder / f"data-{name}" for name in ("a", "b", "bare")}
+    cluster.meshnode("keygen", "--out", str(key))
+    cluster.meshnode("ca", "init", "--out", str(ca), "--mesh-key", str(key))
+    assert stat.S_IMODE(ca.stat().st_mode) == 0o600
+    cluster.meshnode("ca", "sign", "--ca", str(ca), "--data-dir", str(data["a"]))
+    b_id = cluster.json("ca", "request", "--data-dir", str(data["b"]))["node_id"]
+    cluster.meshnode("ca", "sign", b_id, "--ca", str(ca), "--out", str(data["b"] / "identity.cert"))
+
+    a = cluster.start("a", arguments=("--mesh-key", str(key), "--data-dir", str(data["a"])))
+    b = cluster.start("b", a.seed, arguments=("--mesh-key", str(key), "--data-dir", str(data["b"])))
+    assert b.ready["node_id"] == b_id
+    assert cluster.json("call", "echo", "1", "--to", "b", "--node", "a") == 1
+    bare = cluster.meshnode(
+        "start", "--port", "0", "--seed", a.seed, "--mesh-key", str(key), "--data-dir", str(data["bare"]), check=False
+    )
+    assert bare.returncode == 1
+    assert "meshnode ca sign" in bare.stderr
+
+    cluster.meshnode("ca", "revoke", b_id, "--ca", str(ca), "--node", "a")
+    assert b.process.wait(15) == 1
+    assert "revoked this node" in b.log.read_text()
+    assert cluster.state_of("b", at=a) == "left"
+    again = cluster.meshnode(
+        "start", "--port", "0", "--seed", a.seed, "--mesh-key", str(key), "--data-dir", str(data["b"]),
+        "--join-timeout", "1", check=False,
+    )  # fmt: skip
+    assert again.returncode == 1
+    secret = bytes.fromhex(ca.read_text().split()[-1])
+    shown = written(cluster.folder, without={key, ca})
+    assert not any(form in content for form in in_all_forms(secret) for content in shown.values())
