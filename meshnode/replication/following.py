@@ -88,7 +88,8 @@ class Feed:
                     yield Part(index, leader, commands=commands)
                 else:
                     try:
-                        await asyncio.wait_for(news.wait(), BEAT_S)
+                        async with asyncio.timeout(BEAT_S):
+                            await news.wait()
                     except TimeoutError:
                         yield Part(index, leader)
         finally:
@@ -176,7 +177,9 @@ class Following:
         chunks: list[bytes] = []
         try:
             while self._is_needed():
-                part = await asyncio.wait_for(anext(parts), SILENCE_S)
+                # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with a result.
+                async with asyncio.timeout(SILENCE_S):
+                    part = await anext(parts)
                 self._has_heard = True
                 self._heard(part.leader)
                 if part.snapshot or part.done:
