@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import resource
 import statistics
 import sys
@@ -56,6 +57,8 @@ async def bare_loop(latency_ms: int, count: int, slots: int) -> float:
 
 def with_dspy(latency_ms: int, count: int) -> float:
     import dspy  # type: ignore[import-not-found,import-untyped,unused-ignore]  # an extra, without types
+
+    logging.getLogger("dspy").setLevel(logging.WARNING)
 
     class Wait(dspy.Module):  # type: ignore[misc,unused-ignore]  # an untyped base class
         def forward(self, question: str) -> Any:
