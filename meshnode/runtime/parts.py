@@ -17,6 +17,7 @@ from channels.errors import AddressInUse
 from channels.transport import ChannelName, Channels
 from channels.zeromq import open_channels
 from meshnode.config import Config, join_address, split_address
+from meshnode.demos import Demos
 from meshnode.errors import ConfigError, MeshError, from_fault
 from meshnode.evaluation.messages import RunTask
 from meshnode.identity import keep_mesh_id, load_mesh_id
@@ -57,6 +58,7 @@ class Parts:
     replication: Replication
     variables: Variables
     sessions: Sessions
+    demos: Demos
     supervisor: Supervisor
     is_new: bool  # this node has been in no mesh before
     listener: socket.socket | None
@@ -70,6 +72,8 @@ class Parts:
         assert mesh_id is not None
         keep_mesh_id(self.config.data_dir, mesh_id)
         warn_if_open(self.config, self.secured)
+        if self.secured is not None:
+            self.supervisor.start("certificates", self.secured.watch_certificates)
         await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
         self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
@@ -182,6 +186,14 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     declared = app.variables if app is not None else {}
     variables = Variables(replication, declared, node.name)
     sessions = Sessions(replication, declared, node.node_id, node.name)
+    demos = Demos(
+        node.mesh,
+        sign=node.identity.sign,
+        public_key=node.identity.public_key,
+        mesh_id=lambda: membership.mesh_id or "",
+        data_dir=config.data_dir,
+    )
+    demos.serve()
     supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
 
     stack.push_async_callback(work.close)
@@ -190,6 +202,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     await membership.start()
     stack.push_async_callback(replication.close)
     stack.push_async_callback(supervisor.close)
+    stack.push_async_callback(demos.close)
     work.tell()  # before joining, so that the first exchange carries it
     return Parts(
         config,
@@ -200,6 +213,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         replication,
         variables,
         sessions,
+        demos,
         supervisor,
         membership.mesh_id is None,
         listener,

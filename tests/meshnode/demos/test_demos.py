@@ -1,0 +1,131 @@
+"""Rounds between real nodes over real sockets in this process; one of them lies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import meshnode
+from consensus.bft.messages import Message, Phase, Vote
+from consensus.bft.node import Persist
+from consensus.machines.rounds import RoundState
+from consensus.selection.candidates import Merged
+from consensus.selection.scores import SCALE
+from meshnode.app import load_app
+from meshnode.demos import of_proof
+from meshnode.validator import Kept, Validator, split
+from tests.meshnode.demos.app import examples
+from tests.meshnode.replication.conftest import Nodes, until
+
+DEADLINE_S = 30.0
+
+
+class Liar(Validator):
+    """Praises what is bad, and tells half of the validators that it votes for something else."""
+
+    async def score(self, merged: Sequence[Merged]) -> tuple[int, ...]:
+        return tuple(SCALE - score for score in await super().score(merged))
+
+    async def say(self, peer: str, message: Message) -> None:
+        state = self.state
+        if isinstance(message, Vote) and message.phase != Phase.DUMMY and state is not None and peer > self.me:
+            ballot = state.round.ballot(message.iteration, message.phase, b"\xee" * 32)
+            message = Vote(message.iteration, message.phase, b"\xee" * 32, self.me, self.sign(ballot.encode()))
+        await super().say(peer, message)
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[Nodes]:
+    nodes = Nodes()
+    try:
+        yield nodes
+    finally:
+        await nodes.close()
+
+
+def _programs_are_known(node: meshnode.Node, count: int) -> bool:
+    return sum("colour" in one.programs and one.slots > 0 for one in node.members()) == count
+
+
+def _decided(node: meshnode.Node, round_id: str) -> RoundState | None:
+    state = node.mesh.state.machine.rounds.get(round_id)
+    return state if state is not None and state.phase == "decided" else None
+
+
+async def start(nodes: Nodes, count: int, folder: Path | None = None) -> list[meshnode.Node]:
+    for number in range(1, count + 1):
+        data_dir = folder / f"n{number}" if folder is not None else None
+        await nodes.start(f"n{number}", data_dir=data_dir, app=load_app("tests.meshnode.demos.app:app"), workers=1)
+    started = list(nodes.running.values())
+    for node in started:
+        await until(partial(_programs_are_known, node, count), f"{count} nodes with the program at {node.name}")
+    return started
+
+
+async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nodes, tmp_path: Path) -> None:
+    one, *others = await start(nodes, 4, tmp_path)
+    others[0].demos.make = Liar
+    chosen = await asyncio.wait_for(
+        one.demos.select("colour", examples(24), k=3, deadline_s=DEADLINE_S), DEADLINE_S + 5
+    )
+    assert (chosen.decided, chosen.reason) == ("mesh", "")
+    assert len(chosen.demos) == 3
+    assert "pink" not in {demo["answer"] for demo in chosen.demos}, "the liar's praise moved nothing"
+    for node in others:
+        state = await until(partial(_decided, node, chosen.round_id), f"the decision at {node.name}")
+        proof = state.proof()
+        assert of_proof(proof).digest == chosen.digest
+    assert chosen.proof is not None
+    again = of_proof(msgspec.json.decode(msgspec.json.encode(chosen.proof), type=type(chosen.proof)))
+    assert again.demos == chosen.demos
+    assert list((tmp_path / "n1" / "demos").iterdir()), "what was signed is on disk"
+    with pytest.raises(meshnode.InvalidInput, match="does not hold"):
+        of_proof(msgspec.structs.replace(chosen.proof, round_id="another"))
+    with pytest.raises(meshnode.InvalidInput, match="not its own"):
+        of_proof(msgspec.structs.replace(chosen.proof, validators={"0" * 32: bytes(32)}))
+    # Two of four go silent: no majority is left, and the one asked chooses alone.
+    for node in others[1:]:
+        await nodes.crash(node.name)
+    alone = await asyncio.wait_for(one.demos.select("colour", examples(12), k=2, deadline_s=8), 10)
+    assert alone.decided == "local"
+    assert alone.reason
+    assert alone.proof is None
+    assert alone.demos
+
+
+async def test_a_mesh_too_small_to_outvote_a_liar_says_so(nodes: Nodes) -> None:
+    (one,) = await start(nodes, 1)
+    chosen = await one.demos.select("colour", examples(12), k=2, deadline_s=10)
+    assert chosen.decided == "local"
+    assert chosen.reason == "1 validators answered, 4 are needed to outvote a liar"
+    assert len(chosen.demos) == 2
+    with pytest.raises(meshnode.InvalidInput, match="empty"):
+        await one.demos.select("colour", [], k=2)
+    with pytest.raises(meshnode.InvalidInput, match="k lies"):
+        await one.demos.select("colour", examples(3), k=0)
+
+
+def test_what_was_signed_is_read_again_and_a_torn_line_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "demos" / "round.signed"
+    kept = Kept(path)
+    kept.add(Persist(1, Phase.NOTARIZE, b"\xaa" * 32))
+    kept.add(Persist(2, Phase.DUMMY, bytes(32)))
+    with path.open("ab") as file:
+        file.write(b"[3, 2")
+    assert Kept(path).read() == [Persist(1, Phase.NOTARIZE, b"\xaa" * 32), Persist(2, Phase.DUMMY, bytes(32))]
+    assert Kept(None).read() == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_demos_and_held_out_examples_are_apart_and_the_same_everywhere(count: int) -> None:
+    rows = examples(count)
+    source, held_out = split(rows, "round")
+    assert (source, held_out) == split(rows, "round")
+    assert source
+    assert held_out
+    assert count == 1 or not set(source) & set(held_out)
