@@ -1,7 +1,8 @@
 """keygen and keys: making a mesh key, and changing it while the mesh runs.
 
 The key file is edited here, on this machine, and the nodes that run here are told to read it again. On other machines:
-copy the file, then `meshnode keys reload` there (or SIGHUP). Order matters, each step on all machines before the next:
+copy the file, then `meshnode keys reload` there (or SIGHUP). Order matters, each step on all machines before the next,
+and some seconds between `use` and `remove`, so that everybody has heard everybody prove the new key:
 
     meshnode keys install        the new key is accepted
     meshnode keys use KEYID      the new key is used

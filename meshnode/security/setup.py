@@ -8,8 +8,10 @@ no key file, any other address      refused
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from meshnode.security.seal import SealedEnvelope
 from meshnode.security.signing import SignedAuthority
 
 REVOKED_FILE = "revoked"
+_LOOK_S = 60.0
 
 log = structlog.get_logger("meshnode.security")
 
@@ -41,13 +44,15 @@ class Secured:
         self._path = path
         self._data_dir = data_dir
         self._ca = content.authority
-        certificate = _own_certificate(content, identity, data_dir, certificate_file)
+        self._certificate_of = partial(
+            _own_certificate, identity=identity, data_dir=data_dir, certificate_file=certificate_file
+        )
         self.ring = KeyRing(content)
         self.envelope = SealedEnvelope(self.ring, identity.node_id)
         self.authority = SignedAuthority(
             identity,
             self.ring,
-            certificate=certificate,
+            certificate=self._certificate_of(content),
             authority=self._ca,
             revocations=_known_revocations(content, data_dir),
             on_revoked=self._on_revoked,
@@ -71,8 +76,15 @@ class Secured:
             "revoked": sorted(self.authority.revoked),
         }
 
+    async def watch_certificates(self) -> None:
+        """Shut out members whose certificates end, for as long as the node runs."""
+        while self._ca is not None:
+            await asyncio.sleep(_LOOK_S)
+            if ended := self.doors.review():
+                log.warning("certificates have ended", node_ids=ended)
+
     def reload(self) -> dict[str, Any]:
-        """Read the key file again, use it from now on, and close what it does not admit any more.
+        """Read the key file and the certificate again, use them from now on, close what they do not admit any more.
 
         Raises ConfigError if the file can't be used; then nothing changes.
         """
@@ -81,12 +93,14 @@ class Secured:
             raise ConfigError(f"{self._path} names another certificate authority; that takes a restart of the node")
         membership = self._membership
         assert membership is not None, "a node reloads when it runs"
-        for revocation in _revocations(content.revoked, self._ca):
-            membership.tell(revocation)
-        before = self.ring.primary.key_id
+        revocations = _revocations(content.revoked, self._ca)
+        before = (self.ring.primary.key_id, self.authority.certificate)
+        self.authority.certificate = self._certificate_of(content)
         self.ring.replace(content)
-        if self.ring.primary.key_id != before:
+        if (self.ring.primary.key_id, self.authority.certificate) != before:
             membership.sign_anew()
+        for revocation in revocations:
+            membership.tell(revocation)
         expelled = self.doors.review()
         log.info("mesh keys reloaded", keys=self.ring.key_ids(), disconnected=len(expelled))
         return {**self.describe(), "disconnected": expelled}

@@ -49,7 +49,7 @@ class SignedAuthority:
     ) -> None:
         self._identity = identity
         self._ring = ring
-        self._certificate = certificate
+        self.certificate = certificate
         self._authority = authority
         self._clock = clock
         self.on_revoked = on_revoked
@@ -65,7 +65,7 @@ class SignedAuthority:
                 claim.record,
                 identity=self._identity.public_key,
                 admission=b"",
-                certificate=self._certificate,
+                certificate=self.certificate,
                 signature=b"",
             )
             record = msgspec.structs.replace(record, admission=self._ring.primary.tag(_admitted(record)))
@@ -87,7 +87,8 @@ class SignedAuthority:
                     Alive(msgspec.structs.replace(record, signature=b"")),
                 ):
                     return False
-                self._certified.add(record.node_id)
+                if self._authority is not None:
+                    self._certified.add(record.node_id)
                 return True
             case Left():
                 return self._signed(claim.node_id, claim.identity, claim.signature, _bare(claim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,20 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     with pytest.raises(JoinError):
         await nodes.start("bare", a, key_file=uncertified, join_timeout_s=1.5)
     assert await c.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    renewed = ca.certify(c.node_id, 4_100_000_000)
+    (nodes.folder / "c" / CERTIFICATE_FILE).write_text(renewed.hex())
+    c.reload_keys()
+    await until(lambda: (found := membership(a).record(c.node_id)) and found.certificate == renewed)
+    assert a._parts is not None
+    assert a._parts.secured is not None
+    a._parts.secured.authority._clock = lambda: 4_050_000_000.0  # b's has ended, c's has not
+    assert a._parts.secured.doors.review() == [b.node_id]
+    with pytest.raises(MeshError):
+        await a.call(b.node_id, "echo", 1, timeout_s=1)
+    assert await a.call(c.node_id, "echo", 1, timeout_s=5) == 1
+    a._parts.secured.authority._clock = time.time
+    assert a._parts.secured.doors.review() == []
     assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
     assert a.revoke(ca.revoke(b.node_id)) == {"revoked": b.node_id}
     assert states(a)["b"] == "left"
