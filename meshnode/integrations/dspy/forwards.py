@@ -23,7 +23,7 @@ from meshnode.mesh import Mesh
 LOOK_EVERY_S = 0.2
 WAY_S = 5.0  # to a node and back, beside the task itself
 #: A call of a model takes seconds: nothing younger than half of one is late.
-LIMITS = Limits(hedge_least_ticks=25, max_losses=4)
+LIMITS = Limits(hedge_least_ticks=25, max_losses=4, patience_ticks=150)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dspy
@@ -26,7 +27,7 @@ from dspy.clients.base_lm import record_history
 from meshnode.app import App
 from meshnode.errors import AppError, InvalidInput, MeshError, RemoteError
 from meshnode.integrations.dspy import failures, models, state
-from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
+from meshnode.integrations.dspy.codec import NotCarried, decode, encode
 from meshnode.integrations.dspy.forwards import Forwards
 from meshnode.integrations.dspy.journal import Journal, key_of
 from meshnode.integrations.dspy.structure import classes_of, digest, named_predictors, plain_attributes, submodules
@@ -88,28 +89,26 @@ class Link:
     def call(self, name: str, module: Any, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `module(*args, **kwargs)` returns or raises, from wherever it ran."""
         prepared = self._prepare(name, module, args, kwargs, is_async=False)
-        key = None if prepared is None or self.journal is None else self.journal.occurrence(key_of(*prepared))
-        reply = None if key is None or self.journal is None else self.journal.find(key)
+        key, reply = self._kept(prepared)
         if reply is None and prepared is not None:
             reply = self._wait(self._ask(name, *prepared))
-        if reply is None:
-            reply = self._here(module, lambda: base.forward(module, *args, **kwargs), key)  # type: ignore[attr-defined]  # a Module has it
-            if isinstance(reply, _Direct):
-                return reply.value
-        return self._finish(module, reply, key)
+        done = None if reply is None else self._read(name, module, reply)
+        if done is None:
+            reply, done = self._here(module, lambda: base.forward(module, *args, **kwargs), key)  # type: ignore[attr-defined]  # a Module has it
+        return self._finish(module, reply, done, key)
 
     async def acall(self, name: str, module: Any, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As `call`, for a program that is awaited."""
+        """As `call`, for a program that is awaited; what runs here is not kept in a session."""
         prepared = self._prepare(name, module, args, kwargs, is_async=True)
-        key = None if prepared is None or self.journal is None else self.journal.occurrence(key_of(*prepared))
-        reply = None if key is None or self.journal is None else self.journal.find(key)
+        key, reply = self._kept(prepared)
         if reply is None and prepared is not None:
             reply = await asyncio.wrap_future(self._submit(self._ask(name, *prepared)))
-        if reply is None:
+        done = None if reply is None else self._read(name, module, reply)
+        if done is None:
             self.counts["here"] += 1
             with self._model_here():
                 return await base.aforward(module, *args, **kwargs)  # type: ignore[attr-defined]  # made only where it is
-        return self._finish(module, reply, key)
+        return self._finish(module, reply, done, key)
 
     # Asking.
 
@@ -183,12 +182,12 @@ class Link:
 
     # Here.
 
-    def _here(self, module: Any, run: Callable[[], Any], key: bytes | None) -> Any:
-        """Run it in this thread; as a reply if it is to be kept."""
+    def _here(self, module: Any, run: Callable[[], Any], key: bytes | None) -> tuple[dict[str, Any] | None, _Done]:
+        """Run it in this thread; as a reply, too, if it is to be kept."""
         self.counts["here"] += 1
         if key is None:
             with self._model_here():
-                return _Direct(run())
+                return None, _Done([], [], [], run(), None)
         recording = Recording(module, classes_of(module))
         with self._model_here(), recording.context({}):
             try:
@@ -196,11 +195,9 @@ class Link:
             except Exception as error:
                 recording.error = error
         reply = recording.reply()
-        if recording.error is not None:
-            if "trace" in reply:
-                _replay_record(module, reply, classes_of(module))
-            raise recording.error
-        return reply if "trace" in reply else _Direct(recording.prediction)
+        # The trace and the usage went to the recording; they are brought to DSPy as those of a node are.
+        done = _Done(recording.trace, recording.usage, [], recording.prediction, recording.error)
+        return (reply if "trace" in reply else None), done
 
     def _model_here(self) -> Any:
         """The app's own model for a caller that has configured none, as on a node."""
@@ -211,10 +208,28 @@ class Link:
                 self._models = models_of(self._app)
         return dspy.context(lm=self._models[0])
 
-    def _finish(self, module: Any, reply: Mapping[str, Any], key: bytes | None) -> Any:
-        if key is not None and self.journal is not None and reply.get("error") is None:
+    def _kept(self, prepared: tuple[bytes, bytes] | None) -> tuple[bytes | None, dict[str, Any] | None]:
+        """In a session: the call's key there, and what an earlier run kept under it."""
+        if prepared is None or self.journal is None:
+            return None, None
+        key = self.journal.occurrence(key_of(*prepared))
+        return key, self.journal.find(key)
+
+    def _read(self, name: str, module: Any, reply: Mapping[str, Any]) -> _Done | None:
+        """A reply as DSPy's objects; None if it can't be read: a broken node's garbage is not the program's failure."""
+        try:
+            return read(module, reply)
+        except (MeshError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            self._say(f"{name} runs here: a reply can't be read ({type(error).__name__}: {error})")
+            return None
+
+    def _finish(self, module: Any, reply: Mapping[str, Any] | None, done: _Done, key: bytes | None) -> Any:
+        if key is not None and self.journal is not None and reply is not None and done.error is None:
             self.journal.keep(key, reply)
-        return replay(module, reply)
+        done.replay(module)
+        if done.error is not None:
+            raise done.error
+        return done.prediction
 
     def _say(self, what: str) -> None:
         if what not in self._said:
@@ -237,52 +252,52 @@ class _Built:
         self.attributes = attributes
 
 
-class _Direct:
-    """A value that needs no replay: it ran here, in DSPy's own hands."""
+@dataclass
+class _Done:
+    """One finished forward in DSPy's own objects. `history`: entries, each with the modules that made the call."""
 
-    __slots__ = ("value",)
+    trace: list[tuple[Any, Any, Any]]
+    usage: list[tuple[str, dict[str, Any]]]
+    history: list[tuple[dict[str, Any], list[Any]]]
+    prediction: Any
+    error: Exception | None
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def replay(self, module: Any) -> None:
+        """Bring trace, usage and history to where DSPy would have put them."""
+        trace = dspy.settings.trace
+        if trace is not None and dspy.settings.max_trace_size > 0:
+            for step in self.trace:
+                if len(trace) >= dspy.settings.max_trace_size:
+                    trace.pop(0)
+                trace.append(step)
+        if dspy.settings.usage_tracker is not None:
+            for model, entry in self.usage:
+                dspy.settings.usage_tracker.add_usage(model, entry)
+        if self.history and not dspy.settings.disable_history:
+            before = list(dspy.settings.caller_modules or [])
+            for entry, callers in self.history:
+                lm = next((part.lm for part in reversed([module, *callers]) if getattr(part, "lm", None)), None)
+                with dspy.context(caller_modules=before + callers):
+                    record_history(lm or dspy.settings.lm or _NOBODY, {**entry, "response": None})
 
 
-def replay(module: Any, reply: Mapping[str, Any]) -> Any:
-    """Bring trace, usage and history to where DSPy would have put them, and return or raise the outcome."""
+def read(module: Any, reply: Mapping[str, Any]) -> _Done:
+    """A reply as DSPy's objects, with the module's own predictors. Raises whatever a broken reply leads to."""
     classes = classes_of(module)
-    steps = _replay_record(module, reply, classes)
-    if reply["error"] is not None:
-        raise failures.rebuild(reply["error"], module, classes)
-    if reply["place"] is not None:
-        return steps[reply["place"]][2]
-    return decode(reply["prediction"], classes, _signatures(module))
-
-
-def _replay_record(module: Any, reply: Mapping[str, Any], classes: Classes) -> list[Any]:
     predictors = named_predictors(module)
     signature_of = _signatures(module)
-    steps = []
+    trace = []
     for name, like, inputs, outputs in reply["trace"]:
         # A predictor that the program made as it ran is none of ours to DSPy, here as there.
         predictor = predictors[name] if name is not None else copy.copy(predictors[like])
-        steps.append((predictor, decode(inputs, classes), decode(outputs, classes, signature_of)))
-    trace = dspy.settings.trace
-    if trace is not None and dspy.settings.max_trace_size > 0:
-        for step in steps:
-            if len(trace) >= dspy.settings.max_trace_size:
-                trace.pop(0)
-            trace.append(step)
-    if dspy.settings.usage_tracker is not None:
-        for lm, entry in reply["usage"]:
-            dspy.settings.usage_tracker.add_usage(lm, entry)
-    if reply["history"] and not dspy.settings.disable_history:
-        parts = submodules(module)
-        before = list(dspy.settings.caller_modules or [])
-        for entry, places in reply["history"]:
-            callers = [parts[place] for place in places[1:] if place < len(parts)]
-            lm = next((part.lm for part in reversed(callers) if getattr(part, "lm", None)), dspy.settings.lm)
-            with dspy.context(caller_modules=before + callers):
-                record_history(lm if lm is not None else _NOBODY, {**entry, "response": None})
-    return steps
+        trace.append((predictor, decode(inputs, classes), decode(outputs, classes, signature_of)))
+    parts = submodules(module)
+    history = [(dict(entry), [parts[place] for place in places[1:]]) for entry, places in reply["history"]]
+    usage = [(str(model), dict(entry)) for model, entry in reply["usage"]]
+    error = None if reply["error"] is None else failures.rebuild(reply["error"], module, classes)
+    if reply["place"] is not None:
+        return _Done(trace, usage, history, trace[reply["place"]][2], error)
+    return _Done(trace, usage, history, decode(reply["prediction"], classes, signature_of), error)
 
 
 def _signatures(module: Any) -> Callable[[Any], Any]:

@@ -115,13 +115,18 @@ class Recording:
         self.error: Exception | None = None
         self._module = module
         self._classes = classes
-        self._trace: list[Any] = []
+        self.trace: list[Any] = []
         self._usage = UsageTracker()
         self._history: list[Any] = []
 
     def context(self, settings: Mapping[str, Any]) -> Any:
         """DSPy's settings for the run."""
-        return dspy.context(**settings, trace=self._trace, usage_tracker=self._usage, mesh_recording=self)
+        return dspy.context(**settings, trace=self.trace, usage_tracker=self._usage, mesh_recording=self)
+
+    @property
+    def usage(self) -> list[tuple[str, dict[str, Any]]]:
+        """Each call's usage by its model's name."""
+        return [(lm, entry) for lm, entries in self._usage.usage_data.items() for entry in entries]
 
     def reply(self) -> dict[str, Any]:
         """All of it as it travels, or why it can't."""
@@ -135,18 +140,18 @@ class Recording:
 
         try:
             trace = []
-            for predictor, inputs, outputs in self._trace:
+            for predictor, inputs, outputs in self.trace:
                 name = names.get(id(predictor))
                 like = predictor_of(predictor.signature) if name is None else None
                 if name is None and like is None:
                     raise NotCarried("a trace of a predictor that the program makes as it runs")
                 trace.append([name, like, encode(inputs, self._classes), encode(outputs, self._classes, predictor_of)])
-            place = next((i for i, step in enumerate(self._trace) if step[2] is self.prediction), None)
+            place = next((i for i, step in enumerate(self.trace) if step[2] is self.prediction), None)
             return {
                 "prediction": encode(self.prediction, self._classes, predictor_of) if place is None else None,
                 "place": place,  # the prediction is this step's, the very object
                 "trace": trace,
-                "usage": [[lm, _plain(entry)] for lm, entries in self._usage.usage_data.items() for entry in entries],
+                "usage": [[lm, _plain(entry)] for lm, entry in self.usage],
                 "history": self._told_history(),
                 "error": failures.describe(self.error, self._module, self._classes) if self.error else None,
             }

@@ -14,7 +14,12 @@ import pytest
 
 import meshnode
 from meshnode.errors import AppError, InvalidInput, RemoteError
-from meshnode.integrations.dspy import is_remote
+from meshnode.evaluation.messages import TaskReply
+from meshnode.integrations.dspy import codec, is_remote
+from meshnode.integrations.dspy.forwards import Forwards
+from meshnode.integrations.dspy.worker import REPLY
+from meshnode.values import pack
+from tests.e2e.conftest import wait_until
 from tests.meshnode.integrations.dspy import app as programs
 from tests.meshnode.integrations.dspy.conftest import a_model, examples
 from tests.meshnode.integrations.dspy.model import Model
@@ -273,4 +278,28 @@ def test_a_worker_killed_by_a_call_is_no_score_but_a_call_made_here(mesh: meshno
     with pytest.raises(ValueError, match="not"):  # what the program raises here, where it does not kill its process
         mesh.remote("raising")(question="crash")
     assert mesh.dspy_statistics()["here"] == before + 1
+    wait_until(lambda: sum(member.slots > 0 for member in mesh.members()) == 2, "the killed workers' successors")
+
+
+GARBAGE: dict[str, Any] = {
+    "no trace": {"prediction": 1, "place": None, "usage": [], "history": [], "error": None},
+    "a step of nobody": {"trace": [["nobody", None, {}, {}]], "place": 0, "usage": [], "history": [], "error": None},
+    "a strange class": {
+        "trace": [], "place": None, "usage": [], "history": [], "error": None,
+        "prediction": {codec.TAG: "model", "class": "Popen", "fields": {}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_garbage_from_a_node_is_no_score_but_a_call_made_here(
+    mesh: meshnode.BlockingMesh, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async def garbage(self: Any, example: bytes, state: bytes) -> TaskReply:
+        return TaskReply(pack({REPLY: GARBAGE[what]}))
+
+    monkeypatch.setattr(Forwards, "run", garbage)
+    before = mesh.dspy_statistics().get("here", 0)
     assert mesh.remote("qa")(question="parse braces").answer == "unknown"
+    assert mesh.dspy_statistics()["here"] == before + 1
+    assert len(dspy.settings.trace) == 1

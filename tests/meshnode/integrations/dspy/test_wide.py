@@ -212,7 +212,7 @@ def test_a_node_killed_in_mid_evaluation_costs_no_score(
         program.predict.demos = examples("train")
         model.latency_s = 0.05
         before = model.total
-        killed = []
+        killed: list[int] = []
 
         def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
             if not killed and model.total - before > 30:
