@@ -74,8 +74,6 @@ class Parts:
         warn_if_open(self.config, self.secured)
         if self.secured is not None:
             self.supervisor.start("certificates", self.secured.watch_certificates)
-        if self.secured is not None:
-            self.supervisor.start("certificates", self.secured.watch_certificates)
         await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
         self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
