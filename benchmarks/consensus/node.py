@@ -1,6 +1,5 @@
 """A node or client of the consensus benchmark: `python -m benchmarks.consensus.node serve NAME DIR [SEED]`, or drive.
 
-
 `drive SEED IN_FLIGHT COUNT read|write` prints one line of JSON: rate, p50, p99.
 `failover SEED` writes one after the other, prints a line when it is under way, and at the end of its input the longest
 pause between two acknowledged writes.

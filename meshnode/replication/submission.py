@@ -37,7 +37,9 @@ log = structlog.get_logger("meshnode.submission")
 TRY_S = 5.0
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.3
-BATCH = 2048
+# Small enough that caller, leader, disks and followers each work on another batch: 192 carries two to three times what
+# 2048 does, with 256 and with 1024 in flight.
+BATCH = 192
 BATCH_BYTES = 1 << 20
 COMMAND_BYTES = 512 << 10
 FLIGHTS = 8  # requests on their way at once; what comes meanwhile goes in the next, larger one
