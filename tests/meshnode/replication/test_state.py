@@ -43,6 +43,7 @@ async def test_many_concurrent_writes_each_apply_once(nodes: Nodes) -> None:
     await nodes["n1"].variables.register("t", int, 0)
 
     async def add(node: meshnode.Node, times: int) -> None:
+        await node.variables.get("t", consistency="linearizable")  # a peek may be older than the registration
         for _ in range(times):
             while not await node.variables.cas("t", known := node.variables.peek("t"), known + 1):
                 await node.variables.get("t", consistency="linearizable")
