@@ -10,7 +10,7 @@ demo: $(READY)  ## five nodes evaluate a program together; one is killed in mid-
 	$(BIN)/python -m examples.demo
 
 test: lint  ## everything, on 2 cores in a few minutes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak"
 
 lint: $(READY)
 	$(BIN)/ruff check .
