@@ -55,6 +55,7 @@ def start(
     **settings: Any,
 ) -> None:
     """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
+    _import_structlog_alone()
     from meshnode.cli.settings import load
 
     config = load(
@@ -66,6 +67,19 @@ def start(
 
     configure_logs(config.log_level, form=log_format)
     run(_serve(config))
+
+
+def _import_structlog_alone() -> None:
+    """structlog loads rich and pygments for tracebacks we print plainly: 4.5 MB that every idle node would keep."""
+    import sys
+
+    if "structlog" in sys.modules or "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment] # Python's own way to say that it can't be imported
+    try:
+        import structlog  # noqa: F401 - for what it leaves out
+    finally:
+        del sys.modules["rich"]  # an app may want it
 
 
 async def _serve(config: Config) -> None:

@@ -118,7 +118,7 @@ class View:
                     Text(one["name"], style="bold" if leads else ""),
                     Text(one["state"], style=STYLES.get(one["state"], "")),
                     role,
-                    f"{one['busy']}/{one['slots']}" if one["slots"] else "-",
+                    f"{(glance or one)['busy']}/{one['slots']}" if one["slots"] else "-",
                     f"{glance['memory_bytes'] / 1e6:.0f} MB" if glance else "-",
                     f"{cpu * 100:.1f} %" if cpu is not None and glance else "-",
                     str(glance["applied_index"]) if glance else "-",

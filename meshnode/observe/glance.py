@@ -99,7 +99,8 @@ def glancer(node: Served) -> Callable[[], Glance]:
 def _glance(node: Served) -> Glance:
     status = node.status()
     channels: dict[str, Any] = status.get("channels") or {}
-    me = next((member for member in node.members() if member.node_id == status["node_id"]), None)
+    health = node.health()
+    workers = health.get("workers") or {}  # gossip's word of our own load may be older
     return Glance(
         name=str(node.ready["name"]),
         node_id=status["node_id"],
@@ -108,12 +109,12 @@ def _glance(node: Served) -> Glance:
         **{name: status.get(name) for name in ("leader", "term", "commit_index", "applied_index")},
         voters=_ids(status.get("voters")),
         learners=_ids(status.get("learners")),
-        health={name: str(part.get("status")) for name, part in node.health().items()},
+        health={name: str(part.get("status")) for name, part in health.items()},
         channels={name: _traffic(counts) for name, counts in channels.items()},
         links=_links(channels),
         evaluations=node.progress()[-MAX_EVALUATIONS:],
-        slots=me.slots if me else 0,
-        busy=me.busy if me else 0,
+        slots=workers.get("slots", 0),
+        busy=workers.get("busy", 0),
         memory_bytes=_memory_bytes(),
         cpu_s=sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
     )

@@ -38,15 +38,16 @@ class _NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics of this moment."""
         status = self._node.status()
-        yield from _members(self._node)
-        yield from _workers(self._node.health().get("workers") or {})
+        workers = self._node.health().get("workers") or {}
+        yield from _members(self._node, workers)
+        yield from _workers(workers)
         yield from _consensus(status)
         yield from _channels(status.get("channels") or {})
         yield from _evaluations(status.get("evaluated") or {})
         yield from _spans(self._node.spans)
 
 
-def _members(node: Served) -> Iterator[Metric]:
+def _members(node: Served, workers: Mapping[str, Any]) -> Iterator[Metric]:
     members = node.members()
     by_state = GaugeMetricFamily("meshnode_members", "Nodes this node knows, by state.", labels=["state"])
     for state in get_args(MemberState):
@@ -54,8 +55,12 @@ def _members(node: Served) -> Iterator[Metric]:
     yield by_state
     me = next((member for member in members if member.node_id == node.ready.get("node_id")), None)
     if me is not None:
-        yield GaugeMetricFamily("meshnode_worker_slots", "Tasks this node's workers can run at once.", value=me.slots)
-        yield GaugeMetricFamily("meshnode_worker_busy", "Tasks this node's workers run now.", value=me.busy)
+        yield GaugeMetricFamily(
+            "meshnode_worker_slots", "Tasks this node's workers can run at once.", value=workers.get("slots", me.slots)
+        )
+        yield GaugeMetricFamily(
+            "meshnode_worker_busy", "Tasks this node's workers run now.", value=workers.get("busy", me.busy)
+        )
     yield GaugeMetricFamily("meshnode_serving", "1 while this node takes work.", value=float(node.serving))
 
 

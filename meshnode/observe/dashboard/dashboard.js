@@ -64,6 +64,8 @@ function figures(list, pairs) {
 
 const natural = new Intl.Collator(undefined, { numeric: true }).compare;
 const nameOf = (id) => state.members.find((one) => one.node_id === id)?.name ?? (id ? id.slice(0, 8) : "nobody");
+// A node's own glance is newer than what gossip told of its load.
+const loadOf = (member) => (isHere(member) && state.nodes.get(member.node_id)) || member;
 const isHere = (member) => member.state === "alive" || member.state === "suspect";
 
 function seconds(value) {
@@ -292,7 +294,7 @@ function drawMesh(raft) {
     const [halo, body, work, name, sub] = element.children;
     set(halo, "r", radius * 2);
     set(body, "r", radius);
-    const around = 2 * Math.PI * (radius + 5), share = one.slots ? Math.min(1, one.busy / one.slots) : 0;
+    const around = 2 * Math.PI * (radius + 5), load = loadOf(one), share = load.slots ? Math.min(1, load.busy / load.slots) : 0;
     set(work, "r", radius + 5);
     work.style.strokeDasharray = `${(around * share).toFixed(1)} ${around.toFixed(1)}`;
     work.style.opacity = share ? 1 : 0;
@@ -342,7 +344,7 @@ function drawDetails(raft) {
   const ill = Object.entries(glance?.health ?? {}).filter(([, is]) => is !== "ok" && is !== "off").map(([part, is]) => `${part} ${is}`);
   figures($("details-figures"), [
     ["state", member.state], ["health", glance ? ill.join(", ") || "ok" : "–"], ["applied", count(glance?.applied_index)],
-    ["tasks", `${member.busy} of ${member.slots}`], ["memory", bytes(glance?.memory_bytes)], ["cpu", rates ? `${(rates.cpu * 100).toFixed(1)} %` : "–"],
+    ["tasks", `${loadOf(member).busy} of ${loadOf(member).slots}`], ["memory", bytes(glance?.memory_bytes)], ["cpu", rates ? `${(rates.cpu * 100).toFixed(1)} %` : "–"],
   ]);
   const rows = (rates?.links ?? []).filter((link) => shown.has(link.channel)).sort((a, b) => natural(nameOf(a.peer), nameOf(b.peer)) || CHANNELS.indexOf(a.channel) - CHANNELS.indexOf(b.channel)).slice(0, 200);
   sync($("details-links"), rows, (link) => link.peer + link.channel,
@@ -357,8 +359,9 @@ function drawTotals() {
       messages += one.sent;
       size += one.bytes;
     }
-    busy += member.busy;
-    slots += member.slots;
+    const load = loadOf(member);
+    busy += load.busy;
+    slots += load.slots;
   }
   const alive = state.members.filter((one) => one.state === "alive").length;
   figures($("totals"), [["nodes alive", `${alive}`], ["messages", `${count(messages)}/s`], ["traffic", `${bytes(size)}/s`], ["tasks running", `${busy} of ${slots}`]]);
@@ -507,7 +510,7 @@ function drawMembers(raft) {
       say(is.lastChild, one.state);
       say(role, roleOf(one, raft));
       role.className = one.node_id === raft.leader ? "badge" : "";
-      say(tasks, one.slots ? `${one.busy}/${one.slots}` : "–");
+      say(tasks, loadOf(one).slots ? `${loadOf(one).busy}/${loadOf(one).slots}` : "–");
       say(memory, glance ? bytes(glance.memory_bytes) : "–");
       say(cpu, rates ? `${(rates.cpu * 100).toFixed(1)} %` : "–");
       say(address, one.address);
