@@ -12,7 +12,7 @@ from meshnode.config import Config
 from meshnode.errors import UnknownMethod
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.mesh import Caller, Mesh, State
-from meshnode.spans import Spans, await_within
+from meshnode.spans import Spans, await_within, within
 from meshnode.tool_calls import ToolRouter
 from meshnode.workers.protocol import Task, TaskResult
 
@@ -90,7 +90,8 @@ class Work:
             raise UnknownMethod(f"this node has no tool {name!r}; its tools: {known or 'none'}")
         self._app.tools[name].check(args)  # here already: what is refused costs no worker
         pool = self._pool or await self._started()
-        return await pool.call_tool(name, args, timeout_s=timeout_s)
+        with within(self.spans, f"tool {name}"):
+            return await pool.call_tool(name, args, timeout_s=timeout_s)
 
     def follow(self, state: State, read: Callable[[], Mapping[str, Any]]) -> None:
         """Push the variables that `read` gives to the workers, now and after each change; later runs see them."""

@@ -33,6 +33,8 @@ async def test_a_validation_tool_of_the_asker_alters_a_prediction_made_elsewhere
     ]
     async with meshnode.Node(config, app=owners_app()) as node:
         result = await node.evaluate("validated", rows, metric="exact", distributed=True)
+        assert node.spans is not None
+        assert [span.name for span in node.spans.ring].count("tool validate") == 2, "what is refused is not called"
     assert result.nodes == {"node-1": 4}
     assert [row.prediction and row.prediction["answer"] for row in result.results] == ["hgfed!", "cba!", None, None]
     assert [row.score for row in result.results] == [1.0, 1.0, 0.0, 0.0]
