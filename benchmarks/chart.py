@@ -66,8 +66,13 @@ def _panel(name: str, panel: Panel, top: float, low: int, high: int) -> list[str
                 f'<rect class="s{number}" x="{x:.1f}" y="{at:.1f}" width="{BAR}" height="{bottom - at:.1f}" rx="2">'
                 f"<title>{escape(group)}, {escape(who)}: {value:.2f}</title></rect>"
             )
-            out.append(f'<text x="{x + BAR / 2:.1f}" y="{at - 3:.1f}" text-anchor="middle">{value:.2g}</text>')
+            out.append(f'<text x="{x + BAR / 2:.1f}" y="{at - 3:.1f}" text-anchor="middle">{_short(value)}</text>')
         out.append(
             f'<text class="axis" x="{middle:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{escape(group)}</text>'
         )
     return out
+
+
+def _short(value: float) -> str:
+    """Two digits, and never an exponent."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
