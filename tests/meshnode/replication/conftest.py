@@ -12,7 +12,7 @@ import pytest
 
 import meshnode
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
