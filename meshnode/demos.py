@@ -28,10 +28,11 @@ from meshnode.evaluation.candidates import can_run
 from meshnode.identity import node_id_of, verify
 from meshnode.mesh import Caller, ChannelName, Mesh, Request
 from meshnode.validator import Bench, Kept, Said, Task, Validator
-from meshnode.values import pack
+from meshnode.values import pack, unpack
 
 LEAST_VALIDATORS = 4  # with three, one liar can't be outvoted
 AT_ONCE = 4  # rounds a node takes part in at the same time
+REMEMBERED = 10_000  # rounds; the log has dropped older ones long since
 LOCAL_PART = 0.25  # of the deadline, kept back for choosing alone
 
 
@@ -75,6 +76,19 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     proof: Proof | None = None
 
 
+class Choose(Request[Selection], array_like=True, frozen=True):
+    """Choose demos, as `Demos.select` does, on the node that is asked. train: a packed list of examples."""
+
+    command: ClassVar[str] = "mesh.demos.select"
+    reply: ClassVar[Any] = Selection
+
+    program: str
+    train: bytes
+    k: int = 8
+    metric: str = "exact"
+    deadline_s: float = 60.0
+
+
 class Demos:
     """A node's part in choosing demos. `sign` and `public_key` are the node's own; `mesh_id()` once it has joined.
 
@@ -99,12 +113,14 @@ class Demos:
         self.make = make
         self._validators: dict[str, Validator] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: dict[str, None] = {}  # rounds this process took part in, the newest last
 
     def serve(self) -> None:
         """Answer invitations and take part in rounds."""
         self._mesh.serve(Invite, self._answer_invite)
         self._mesh.serve(Begin, self._answer_begin)
         self._mesh.serve(Said, self._hear)
+        self._mesh.serve(Choose, self._answer_choose)
 
     async def close(self) -> None:
         """Stop taking part."""
@@ -190,6 +206,9 @@ class Demos:
         path = self._data_dir / "demos" / f"{task.round_id}.signed" if self._data_dir is not None else None
         validator = self.make(self._mesh, task, self._sign, Kept(path))
         self._validators[task.round_id] = validator
+        self._begun[task.round_id] = None
+        while len(self._begun) > REMEMBERED:
+            del self._begun[next(iter(self._begun))]
         running = asyncio.get_running_loop().create_task(validator.run(), name=f"demos {task.round_id}")
         self._tasks.add(running)
 
@@ -207,6 +226,8 @@ class Demos:
         task = message.task
         if task.round_id in self._validators:
             return True
+        if task.round_id in self._begun:
+            return False  # without a data directory it would not know what it signed; a round is taken part in once
         if len(self._validators) >= AT_ONCE:
             raise Overloaded(f"this node takes part in {AT_ONCE} rounds already; retry later")
         if not task.round_id.isalnum() or not 0 < task.deadline_s <= 24 * 3600:
@@ -214,6 +235,12 @@ class Demos:
         self._mesh.state.follow()
         self._take_part(task)
         return True
+
+    async def _answer_choose(self, message: Choose, _caller: Caller) -> Selection:
+        train = unpack(message.train)
+        return await self.select(
+            message.program, train, k=message.k, metric=message.metric, deadline_s=message.deadline_s
+        )
 
     def _hear(self, message: Said, caller: Caller) -> None:
         validator = self._validators.get(message.round_id)

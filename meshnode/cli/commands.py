@@ -29,6 +29,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "optimize": "optimize:optimize",
     "runs": "runs:runs",
+    "demos": "demos:demos",
     "vars": "vars:variables",
     "raft": "raft:raft",
     "cluster": "cluster:cluster",

@@ -24,6 +24,7 @@ from meshnode.errors import InvalidInput, MeshError
 from meshnode.observe import page
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
 from meshnode.observe.body import read_body
+from meshnode.observe.demos import DemoRoutes
 from meshnode.observe.evaluate import EvaluateEndpoint
 from meshnode.observe.events import EventsEndpoint
 from meshnode.observe.gossip import GossipRoutes
@@ -73,6 +74,7 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
             Route("/leave", routes.leave, methods=["POST"]),
             *VariableRoutes(node).routes(),
             *RaftRoutes(node).routes(),
+            *DemoRoutes(node).routes(),
             *SecurityRoutes(node).routes(),
             Route("/events", EventsEndpoint(picture)),
             *tap.routes(),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 import meshnode
 from consensus.bft.messages import Message, Phase, Vote
@@ -17,7 +21,8 @@ from consensus.machines.rounds import RoundState
 from consensus.selection.candidates import Merged
 from consensus.selection.scores import SCALE
 from meshnode.app import load_app
-from meshnode.demos import of_proof
+from meshnode.cli.demos import demos
+from meshnode.demos import Selection, of_proof
 from meshnode.validator import Kept, Validator, split
 from tests.meshnode.demos.app import examples
 from tests.meshnode.replication.conftest import Nodes, until
@@ -84,6 +89,7 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     again = of_proof(msgspec.json.decode(msgspec.json.encode(chosen.proof), type=type(chosen.proof)))
     assert again.demos == chosen.demos
     assert list((tmp_path / "n1" / "demos").iterdir()), "what was signed is on disk"
+    _check_by_command(tmp_path / "proof.json", chosen)
     with pytest.raises(meshnode.InvalidInput, match="does not hold"):
         of_proof(msgspec.structs.replace(chosen.proof, round_id="another"))
     with pytest.raises(meshnode.InvalidInput, match="not its own"):
@@ -96,6 +102,43 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     assert alone.reason
     assert alone.proof is None
     assert alone.demos
+
+
+def _check_by_command(file: Path, chosen: Selection) -> None:
+    proof = chosen.proof
+    assert proof is not None
+    file.write_bytes(msgspec.json.encode(proof))
+    held = CliRunner().invoke(demos, ["verify", str(file)])
+    assert held.exit_code == 0
+    assert f"holds: 3 demos, digest {chosen.digest}" in held.output
+    shown = CliRunner().invoke(demos, ["show", "--json", str(file)])
+    assert json.loads(shown.output)["demos"] == chosen.demos
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(proof, mesh_id="another")))
+    assert CliRunner().invoke(demos, ["verify", str(file)]).exit_code != 0
+    file.write_bytes(b"{}")
+    assert CliRunner().invoke(demos, ["verify", str(file)]).exit_code != 0
+
+
+async def test_demos_are_chosen_over_http(nodes: Nodes) -> None:
+    node = await nodes.start("n1", app=load_app("tests.meshnode.demos.app:app"), workers=1, http=True)
+    await until(partial(_programs_are_known, node, 1), "the program")
+
+    def post(body: object) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {node.token}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(node.ready["http"], timeout=20)
+        try:
+            connection.request("POST", "/demos", json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    status, found = await asyncio.to_thread(
+        post, {"program": "colour", "train": examples(12), "k": 2, "deadline_s": 10}
+    )
+    assert (status, found["decided"], len(found["demos"])) == (200, "local", 2)
+    status, _ = await asyncio.to_thread(post, {"program": "colour"})
+    assert status == 400
 
 
 async def test_a_mesh_too_small_to_outvote_a_liar_says_so(nodes: Nodes) -> None:

@@ -1,0 +1,119 @@
+"""demos select, show, verify: demos that the mesh agreed on, and the proof that it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshnode.cli.options import json_option, node_option
+
+if TYPE_CHECKING:
+    from meshnode.demos import Selection
+
+proof_argument = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group()
+def demos() -> None:
+    """Choose demos with the whole mesh, and check what was chosen."""
+
+
+@demos.command()
+@click.argument("program")
+@click.argument("data", type=click.Path(exists=True, dir_okay=False))
+@click.option("-k", "k", type=click.IntRange(1), default=8, help="How many demos [8].")
+@click.option("--metric", default="exact", help="What scores a prediction [exact].")
+@click.option("--deadline", "deadline_s", metavar="S", type=float, default=60.0, help="Seconds it may take [60].")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to keep the proof.")
+@node_option
+@json_option
+def select(
+    program: str,
+    data: str,
+    k: int,
+    metric: str,
+    deadline_s: float,
+    out: Path | None,
+    node: str | None,
+    as_json: bool,
+) -> None:
+    """Choose demos for a program from examples in a file of JSON lines."""
+    import msgspec
+
+    from meshnode.cli.client import post
+    from meshnode.evaluation.dataset import read_json_lines
+    from meshnode.local_nodes import find
+
+    body = {
+        "program": program,
+        "train": list(read_json_lines(data)),
+        "k": k,
+        "metric": metric,
+        "deadline_s": deadline_s,
+    }
+    found: dict[str, Any] = post(find(node), "/demos", body, timeout_s=deadline_s + 10)
+    if out is not None and found["proof"] is not None:
+        out.write_bytes(msgspec.json.encode(found["proof"]))
+    _print(found, as_json)
+
+
+@demos.command()
+@proof_argument
+@json_option
+def show(file: Path, as_json: bool) -> None:
+    """Show what a proof proves: the demos, their scores, who validated. Refuses one that does not hold."""
+    _print(_plain(_checked(file)), as_json)
+
+
+@demos.command()
+@proof_argument
+def verify(file: Path) -> None:
+    """Check a proof offline; exit 1 with the reason if it does not hold."""
+    chosen = _checked(file)
+    assert chosen.proof is not None, "it was made of one"
+    signers = len(chosen.proof.certificate.signatures)
+    click.echo(
+        f"holds: {len(chosen.demos)} demos, digest {chosen.digest}, "
+        f"{signers} of {len(chosen.proof.validators)} validators signed"
+    )
+
+
+def _checked(file: Path) -> Selection:
+    import msgspec
+
+    from consensus.selection.agreement import Proof
+    from meshnode.demos import of_proof
+    from meshnode.errors import InvalidInput
+
+    try:
+        proof = msgspec.json.decode(file.read_bytes(), type=Proof)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file} is no proof: {error}") from None
+    return of_proof(proof)
+
+
+def _plain(chosen: Selection) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(chosen)
+    return plain
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    from meshnode.cli.output import print_json, print_pairs, print_table
+
+    if as_json:
+        print_json(found)
+        return
+    pairs = {"decided": found["decided"], "digest": found["digest"]}
+    if found["reason"]:
+        pairs["reason"] = found["reason"]
+    if found["proof"] is not None:
+        pairs["validators"] = ", ".join(node_id[:12] for node_id in found["proof"]["validators"])
+    print_pairs(pairs)
+    rows = zip(found["scores"], found["demos"], strict=True)
+    print_table(("#score", "demo"), ((f"{score:.3f}", json.dumps(demo, ensure_ascii=False)) for score, demo in rows))
