@@ -89,8 +89,8 @@ def test_an_optimisation_killed_at_any_time_goes_on_and_asks_nothing_twice(
     cluster: Cluster, model: ModelServer, tmp_path: Path
 ) -> None:
     start_two(cluster)
-    data = str(data_of(tmp_path, 40))
-    options = ("--strategy", "genetic", "--budget", "10", "--demos", "8", "--checkpoint-every", "3", "--rate", "100")
+    data = str(data_of(tmp_path, 30))
+    options = ("--strategy", "genetic", "--budget", "7", "--demos", "8", "--checkpoint-every", "3", "--rate", "100")
     arguments = ("optimize", "word_of", data, "--metric", "exact", *options, "--node", "node-1", "--json")
     whole = cluster.json(*arguments[:-1])
     asked_for_all = model.asked
