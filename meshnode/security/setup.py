@@ -144,8 +144,8 @@ def open_security(config: Config, identity: Identity) -> Secured | None:
 
 
 def warn_if_open(config: Config, secured: Secured | None) -> None:
-    """One line where nothing is protected."""
-    if secured is None:
+    """One line where nothing is protected. A node that knows nobody and serves nothing has nobody to be told of it."""
+    if secured is None and (config.http or config.seeds):
         log.warning(
             "this mesh has no key: whoever can reach it belongs to it; see `meshnode keygen`"
             if config.key_file is None
