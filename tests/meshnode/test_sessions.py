@@ -26,12 +26,12 @@ async def test_what_is_registered_in_a_session_goes_when_it_ends_everywhere(node
     other = await nodes.start("n2")
     before = asyncio.all_tasks()
     async with owner.session(ttl_s=5) as session:
-        assert session.alive
+        was_alive = session.alive
         await session.variables.register("attempt", int, 0)
         await other.variables.set("attempt", 1)
         assert await session.variables.get("attempt", consistency="linearizable") == 1
         watch = other.variables.watch("attempt")
-    assert not session.alive
+    assert (was_alive, session.alive) == (True, False)
     assert (await asyncio.wait_for(anext(watch), 10)).what == "removed"
     with pytest.raises(meshnode.InvalidInput, match="there is no variable 'attempt'"):
         await other.variables.get("attempt", consistency="linearizable")
