@@ -37,7 +37,6 @@ from meshnode.spans import Spans, within
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.demos import Demos
-    from meshnode.demos import Demos
     from meshnode.evaluation.results import EvaluationResult, Progress
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.pipelines import Pipeline, PipelineResult
@@ -224,11 +223,6 @@ class Node:
     def variables(self) -> Variables:
         """The mesh's shared variables."""
         return self._running().variables
-
-    @property
-    def demos(self) -> Demos:
-        """Demos that the whole mesh chooses: `await node.demos.select("qa", train, k=8)`."""
-        return self._running().demos
 
     @property
     def demos(self) -> Demos:
