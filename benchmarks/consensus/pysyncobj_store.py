@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 
-from pysyncobj import SyncObj, SyncObjConf, replicated  # type: ignore[import-untyped]  # it has no types
+from pysyncobj import SyncObj, SyncObjConf, replicated
 
 ADDRESSES = [f"127.0.0.1:{7400 + number}" for number in range(3)]
 
