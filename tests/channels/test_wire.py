@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -24,24 +23,11 @@ from channels.transport import CHANNEL_NAMES, ChannelName
 from channels.zeromq import open_channels
 from channels.zmq_wire import Announcement
 from tests.channels.conftest import FAST, Mesh, echo, until
+from tests.ports import free_base
 
 
 def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
-
-
-def free_base() -> int:
-    """A base port whose next four are free, outside the range the system hands out by itself."""
-    rng = random.Random()
-    while True:
-        base = rng.randrange(15_000, 30_000)
-        with ExitStack() as stack:
-            try:
-                for port in range(base + 1, base + 5):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return base
 
 
 async def test_ports_follow_the_base_port(zeromq: Mesh) -> None:

@@ -8,29 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tests.ports import free_base
+
 HOST = "127.0.0.1"
 PORTS = 6
-
-
-def free_base() -> int:
-    """A port with the next five, all free for UDP and TCP, below those the system gives to outgoing connections."""
-    for _ in range(200):
-        base = random.randrange(12_000, 30_000)
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + PORTS):
-                    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                        stack.enter_context(socket.socket(type=kind)).bind((HOST, port))
-            except OSError:
-                continue
-            return base
-    raise AssertionError("no six free ports in a row")
 
 
 class Relay:

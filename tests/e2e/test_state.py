@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,25 +16,10 @@ import pytest
 
 import meshnode
 from tests.e2e.conftest import Cluster, RunningNode, wait_until
+from tests.ports import free_base
 from tests.simulation.raft.checker import Operation, is_linearizable
 
 NODE = ("--workers", "0")
-
-
-def free_base_port() -> int:
-    """A port with five free ones behind it, for a node that keeps its addresses across a restart."""
-    while True:
-        base = random.randrange(20_000, 60_000)  # below it, the system hands out ports of its own
-        with contextlib.ExitStack() as stack:
-            try:
-                for offset in range(6):
-                    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM) if offset == 0 else (socket.SOCK_STREAM,)
-                    for kind in kinds:
-                        probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
-                        probe.bind(("127.0.0.1", base + offset))
-            except OSError:
-                continue
-            return base
 
 
 class Kept:
@@ -43,7 +27,7 @@ class Kept:
 
     def __init__(self, cluster: Cluster, count: int) -> None:
         self.cluster = cluster
-        self.ports = {f"node-{number}": free_base_port() for number in range(1, count + 1)}
+        self.ports = {f"node-{number}": free_base() for number in range(1, count + 1)}
         self.running: dict[str, RunningNode] = {}
 
     def launch(self, name: str) -> None:

@@ -20,7 +20,8 @@ from meshnode.evaluation.results import EvaluationResult, Progress
 from tests.e2e.conftest import Cluster, RunningNode
 from tests.e2e.lm_app import examples
 from tests.e2e.model_server import ModelServer
-from tests.e2e.relay import Relay, free_base, relay_to
+from tests.e2e.relay import Relay, relay_to
+from tests.ports import free_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds and stops processes as Linux does")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,8 +43,24 @@ def test_tap_and_top_show_the_whole_mesh_from_one_node(cluster: Cluster) -> None
 
     with tapping(cluster, "--node", "node-1", "--filter", "nothing has this") as tap:
         assert tap.stdout is not None
-        cluster.meshnode("vars", "register", "depth", "int", "1", "--node", "node-2")
-        assert "depth registered: 1 by node-2" in tap.stdout.readline()
+        line_came = threading.Event()
+        lines: list[str] = []
+
+        def read() -> None:
+            assert tap.stdout is not None
+            lines.append(tap.stdout.readline())
+            line_came.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        names = (f"depth{number}" for number in itertools.count())
+
+        def seen() -> bool:
+            # A tap tells what happens from when it is there: the first may come too early for it.
+            cluster.meshnode("vars", "register", next(names), "int", "1", "--node", "node-2")
+            return line_came.wait(1)
+
+        wait_until(seen, "an event of node-2")
+        assert re.search(r"depth\d+ registered: 1 by node-2", lines[0])
 
     shown = cluster.meshnode("top", "--once", "--node", "node-2").stdout
     for expected in ("seen from node-2", "node-1", "alive", "coordination", "depth"):

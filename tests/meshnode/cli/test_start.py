@@ -23,6 +23,7 @@ from meshnode.config import Config
 from meshnode.errors import MeshError
 from meshnode.local_nodes import is_running, running
 from tests.meshnode.cli.command import CommandLine
+from tests.ports import free_base
 
 APP = """
 import meshnode
@@ -186,14 +187,14 @@ async def test_a_signal_ends_a_node_that_is_still_joining(meshnode: CommandLine)
 @pytest.mark.parametrize("offset", [0, 5])
 async def test_a_port_in_use_is_named_and_what_to_do(meshnode: CommandLine, offset: int) -> None:
     kind = socket.SOCK_STREAM if offset else socket.SOCK_DGRAM
+    base = free_base()
     with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", base + offset))
         if offset:
             taken.listen()
-        port = taken.getsockname()[1]
-        outcome = await meshnode.run("start", "--port", str(port - offset))
+        outcome = await meshnode.run("start", "--port", str(base))
     assert outcome.code == 1
-    assert str(port) in outcome.error
+    assert str(base + offset) in outcome.error
     assert "in use" in outcome.error or "taken" in outcome.error
     assert running() == []
 

@@ -23,6 +23,7 @@ from meshnode.security.keyfile import KeyFile, load_keys, make_key, save_keys
 from meshnode.security.setup import open_security
 from tests.meshnode.security.conftest import Nodes, membership, new_key_file, states, statistics, until
 from tests.meshnode.security.parts import new_authority
+from tests.ports import free_base
 
 
 def channel_statistics(node: Node) -> dict[str, Any]:
@@ -334,17 +335,3 @@ async def test_twelve_nodes_with_a_key_join_one_seed_at_once(nodes: Nodes) -> No
         *(one.call(other.node_id, "echo", 1, timeout_s=10) for one in others for other in others)
     )
     assert asked == [1] * 144
-
-
-def free_base() -> int:
-    """A base port whose six ports are free at this moment."""
-    for base in range(23_000 + os.getpid() % 1000 * 6, 32_000, 6):
-        try:
-            for port in range(base, base + 6):
-                with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-                    tcp.bind(("127.0.0.1", port))
-                    udp.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no six free ports in a row")
