@@ -41,14 +41,17 @@ strategy = app.variable("strategy", "module", "predict", choices={"predict": pre
 
 
 @app.program("add")
-def add() -> Callable[..., dict[str, Any]]:
+class Add:
     """{"numbers"} to {"answer"}, by the strategy that is chosen when the run begins."""
 
-    def run(inputs: Mapping[str, Any], session: object = None) -> dict[str, Any]:  # noqa: ARG001 (every program gets one)
-        result: dict[str, Any] = strategy.build()(inputs)
-        return result
+    def init(self, session: Any) -> None:  # noqa: ARG002 (the variable knows its value in this session)
+        """Build the strategy, once for each that is ever chosen, not for each run."""
+        self.strategy = strategy.build()
 
-    return run
+    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run it."""
+        result: dict[str, Any] = self.strategy(inputs)
+        return result
 
 
 @app.metric("right")

@@ -17,6 +17,9 @@ argument `state` of its call, with a default for when there is none. What stands
 session, over the mesh's own values, so a program that only reads variables needs neither. Other keys mean what the
 program says.
 
+A program may be an object with `init(session)` and `forward(inputs, session=None)`: `init` prepares what is slow to
+build, once for the values of the variables that it reads; see `meshnode.workers.lifecycle`.
+
 An `App` holds declarations and nothing that runs. Worker processes load it again by its `location`; what crosses the
 network is a name, never code.
 """

@@ -16,6 +16,7 @@ from typing import Any
 from meshnode.app import App
 from meshnode.blame import one_line, where
 from meshnode.errors import AppError, InvalidInput, UnknownMethod
+from meshnode.workers.lifecycle import LifeCycle, has_life_cycle
 
 MAX_STATES = 64  # built programs kept; one with a state not seen for longest goes first
 
@@ -118,6 +119,15 @@ def build(app: App, name: str, state: bytes | None, modules: dict[str, Any] | No
         place = where(error)
         at = f" ({place})" if place else ""
         raise AppError(f"program {name!r}: its builder raised {one_line(error)}{at}") from error
+    if has_life_cycle(made):
+        adapt = partial(_adapt_forward, state=given)
+        try:
+            life = LifeCycle(made, adapt)
+        except AppError as error:
+            raise AppError(f"program {name!r}: {error}") from None
+        return Program(
+            name, life.acall if inspect.iscoroutinefunction(made.forward) else life.call, variables=variables
+        )
     function = made if callable(made) else getattr(made, "forward", None)
     if not callable(function):
         raise AppError(f"program {name!r}: its builder returned a {type(made).__name__}; return a callable")
@@ -167,11 +177,15 @@ def _give_state(made: Any, values: Mapping[str, Any]) -> Mapping[str, Any] | Non
 
 def _takes_state(made: Any) -> bool:
     try:
-        parameters = inspect.signature(made if callable(made) else made.forward).parameters
+        parameters = inspect.signature(made.forward if has_life_cycle(made) or not callable(made) else made).parameters
     except (TypeError, ValueError, AttributeError):  # a builtin that doesn't tell, or no program at all
         return False
     state = parameters.get("state")
     return state is not None and state.kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def _adapt_forward(forward: Callable[..., Any], state: Mapping[str, Any] | None) -> Callable[[Any, Any], Any]:
+    return _adapt_call(forward if state is None else partial(forward, state=state))
 
 
 def _adapt_call(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:

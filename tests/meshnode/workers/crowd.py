@@ -61,6 +61,40 @@ def with_session() -> Any:
     return run
 
 
+class Prepared:
+    """Prepares itself from a variable, and says for which value, and as which of all preparations in this process."""
+
+    prepared = 0
+
+    def init(self, session: Any) -> None:
+        Prepared.prepared += 1
+        self.style = f"{style.get()} of {session.variables.get('house', 'nobody')}"
+        self.number = Prepared.prepared
+        if style.get() == "impossible":
+            raise ValueError("no such style")
+
+    def forward(self, inputs: dict[str, Any], session: Any = None) -> dict[str, Any]:
+        assert style.get() == session.variables["style"]
+        return {"answer": self.style, "number": self.number}
+
+
+class PreparedAsync(Prepared):
+    async def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return {"answer": self.style, "number": self.number}
+
+
+class PreparedWhollyAsync(PreparedAsync):
+    async def init(self, session: Any) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        super().init(session)
+
+
+app.program("prepared")(Prepared)
+app.program("prepared_async")(PreparedAsync)
+app.program("prepared_wholly_async")(PreparedWhollyAsync)
+
+
 @app.program("takes_state")
 def takes_state() -> Any:
     def run(inputs: dict[str, Any], session: Any = None, state: Any = None) -> dict[str, Any]:

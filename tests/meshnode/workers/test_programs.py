@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
 
+import meshnode
 from meshnode.errors import AppError, InvalidInput, RemoteError, UnknownMethod
 from meshnode.values import pack, unpack
 from meshnode.workers.pool import ThreadPool, WorkerPool
+from meshnode.workers.programs import build
 from meshnode.workers.protocol import MAX_TOOL_DEPTH, Task
 from tests.meshnode.workers.conftest import LIMITS, answer, task
 from tests.meshnode.workers.crowd import app
@@ -143,6 +146,46 @@ async def test_a_session_tells_caller_and_variables(pool: WorkerPool) -> None:
     asked = msgspec.structs.replace(task("session"), caller="node-a", session="s1", variables=pack({"other": 2}))
     seen = unpack((await pool.run(asked)).prediction)
     assert seen == {"answer": "rich", "caller": "node-a", "id": "s1", "variables": {"style": "rich", "other": 2}}
+
+
+@pytest.mark.parametrize("program", ["prepared", "prepared_async", "prepared_wholly_async"])
+async def test_a_program_is_prepared_once_for_the_values_it_reads(pool: WorkerPool, program: str) -> None:
+    async def run(**variables: Any) -> Any:
+        result = await pool.run(msgspec.structs.replace(task(program), variables=pack({"style": "plain", **variables})))
+        assert result.error is None, result.error
+        return unpack(result.prediction)
+
+    # Many at once: those that come together wait for one preparation.
+    first, *others = await asyncio.gather(*(run() for _ in range(8)))
+    assert first["answer"] == "plain of nobody"
+    assert others == [first] * 7
+    assert await run(unread=1) == first, "of a variable it never read it wants to know nothing"
+    rich = await run(style="rich")
+    assert rich["answer"] == "rich of nobody"
+    assert rich["number"] != first["number"]
+    assert (await run(house="ours"))["answer"] == "plain of ours", "also what was not there when it looked is seen"
+    assert await run() == first, "what was prepared is kept"
+
+
+async def test_what_init_raises_is_the_rows_error_and_the_next_run_tries_again(pool: WorkerPool) -> None:
+    for _ in range(2):
+        impossible = msgspec.structs.replace(task("prepared"), variables=pack({"style": "impossible"}))
+        error = (await pool.run(impossible)).error
+        assert error is not None
+        assert (error.type, error.message) == ("ValueError", "no such style")
+    possible = msgspec.structs.replace(task("prepared"), variables=pack({"style": "plain"}))
+    assert answer(await pool.run(possible)) == "plain of nobody"
+
+
+async def test_an_init_that_only_waits_for_a_plain_forward_is_refused() -> None:
+    class Mixed:
+        async def init(self, session: Any) -> None: ...
+        def forward(self, inputs: Any) -> Any: ...
+
+    mixed = meshnode.App()
+    mixed.program("mixed")(Mixed)
+    with pytest.raises(AppError, match=r"program 'mixed': its init is async and its forward is not"):
+        build(mixed, "mixed", None)
 
 
 async def test_a_tool_is_called_with_checked_arguments(pool: WorkerPool) -> None:
