@@ -1,10 +1,11 @@
 """One ZeroMQ socket on the event loop, without zmq.asyncio.
 
 A ZeroMQ socket's file descriptor is edge-triggered: it signals that *something* happened inside, once. So after every
-drain and every round of sends its events are read again, and a slow timer looks in case a signal was missed all the
-same. A drain is bounded in packets and in time: a flooded socket gives the loop back after `budget` packets, or the
-first one that ends after `budget_s`, and queues itself behind what waits. Packets alone are no bound: what a handler
-does with sixty of them may take milliseconds, in which no other socket of the node would be looked at.
+drain and every round of sends its events are read again, and a slow timer, one for all sockets of a loop, looks in
+case a signal was missed all the same. A drain is bounded in packets and in time: a flooded socket gives the loop back
+after `budget` packets, or the first one that ends after `budget_s`, and queues itself behind what waits. Packets alone
+are no bound: what a handler does with sixty of them may take milliseconds, in which no other socket of the node would
+be looked at.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import zmq
 from zmq.backend import Socket, zmq_poll
@@ -38,7 +40,7 @@ class LoopSocket:
         budget_s: float = 0.001,
     ) -> None:
         self.socket = socket
-        self._loop = loop
+        self.loop = loop
         self._take = take
         self._drained = drained
         self._budget = budget
@@ -50,21 +52,21 @@ class LoopSocket:
         self._items = [(socket, zmq.POLLIN)]
         self._fd: int = socket.FD
         loop.add_reader(self._fd, self._wake)
-        self._timer = loop.call_later(SAFETY_S, self._look)
+        _Look.after(self)
         loop.call_soon(self._wake)
 
     def check(self) -> None:
         """Read the events again: to be called after sending, for a send may swallow the signal of an arrival."""
         if not self._again and not self._closed and zmq_poll(self._items, 0):
             self._again = True
-            self._loop.call_soon(self._wake)
+            self.loop.call_soon(self._wake)
 
     def close(self) -> None:
         """Leave the loop; the socket itself stays its owner's to close."""
         if not self._closed:
             self._closed = True
-            self._timer.cancel()
-            self._loop.remove_reader(self._fd)
+            _Look.no_more_after(self)
+            self.loop.remove_reader(self._fd)
 
     def _has_closed(self) -> bool:
         return self._closed
@@ -94,6 +96,35 @@ class LoopSocket:
         self._drained()
         self.check()
 
+
+class _Look:
+    """The slow timer of one loop: a node has some sixteen sockets, which need not wake it up one by one."""
+
+    _of: ClassVar[dict[asyncio.AbstractEventLoop, _Look]] = {}
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._sockets: dict[LoopSocket, None] = {}
+        self._timer = loop.call_later(SAFETY_S, self._look)
+
+    @classmethod
+    def after(cls, socket: LoopSocket) -> None:
+        """Look after this one, too."""
+        look = cls._of.get(socket.loop)
+        if look is None:
+            look = cls._of[socket.loop] = cls(socket.loop)
+        look._sockets[socket] = None
+
+    @classmethod
+    def no_more_after(cls, socket: LoopSocket) -> None:
+        """It was closed."""
+        look = cls._of[socket.loop]
+        del look._sockets[socket]
+        if not look._sockets:
+            look._timer.cancel()
+            del cls._of[socket.loop]
+
     def _look(self) -> None:
         self._timer = self._loop.call_later(SAFETY_S, self._look)
-        self.check()
+        for socket in tuple(self._sockets):
+            socket.check()

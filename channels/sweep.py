@@ -1,8 +1,9 @@
 """Time on one channel: one coarse timer instead of one per call.
 
 While something waits, a sweep every `SWEEP_S` finds what is past its deadline, was cancelled, or is due to be tried
-again; with nothing waiting there is no timer. Housekeeping once a second
-closes idle links and tells subscriptions.
+again; with nothing waiting there is no timer. A stream that lasts for hours is no reason to look that often: while
+only streams and work for others go on, the sweep comes when the first of them ends. Housekeeping once a second closes
+idle links and tells subscriptions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from channels.router import Router
 
 SWEEP_S = 0.025
+LATER_S = 1.0
 #: How much faster than ours a peer's clock may run before its deadlines look late.
 DRIFT_PER_S = 1e-4
 
@@ -30,6 +32,7 @@ class Sweep:
         self._router = router
         self._loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None  # `timer` when nothing is urgent: `arm` does not count it
         self._housekeeping = self._loop.call_later(router.timing.housekeeping_s, self._keep_house)
 
     def arm(self) -> None:
@@ -40,11 +43,15 @@ class Sweep:
     def stop(self) -> None:
         """No more timers."""
         self._housekeeping.cancel()
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self._later):
+            if timer is not None:
+                timer.cancel()
 
     def _sweep(self) -> None:
-        self.timer = None
+        for timer in (self.timer, self._later):
+            if timer is not None:
+                timer.cancel()
+        self.timer = self._later = None
         router, now = self._router, time.monotonic()
         for call_id, (future, peer, deadline, _) in list(router.calls.items()):
             if future.done() or now >= deadline:
@@ -54,7 +61,7 @@ class Sweep:
                 self._stop_waiting(stream.id, stream.peer, cancelled=False)
         router.service.sweep(now)
         router.peers.sweep(now)
-        busy = bool(router.calls or router.streams or router.service.works)
+        busy = bool(router.calls)
         for peer in router.peers:
             waits = bool(peer.outbox)
             if router.delivery is not None and router.delivery.sweep(peer, now):
@@ -65,6 +72,8 @@ class Sweep:
         router.unblock()
         if busy:
             self.arm()
+        elif ends := [one.deadline for waiting in (router.streams, router.service.works) for one in waiting.values()]:
+            self._later = self._loop.call_later(min(max(min(ends) - now, SWEEP_S), LATER_S), self._sweep)
 
     def _stop_waiting(self, call_id: int, peer: Peer, *, cancelled: bool) -> None:
         """Nobody waits for a call any more: it was cancelled, or its time is up; tell the peer to stop working."""
