@@ -29,6 +29,7 @@ class Config(BaseSettings):
     certificate_file: this node's certificate, where the mesh asks for one; None: identity.cert in data_dir.
     insecure: 1: no encryption and no proofs, even if there is a key; 2: not on a loopback address either.
     gossip_transport: "tcp" for networks that block UDP; the same on every node of a mesh.
+    http_bind: the address HTTP listens on. Whoever reaches it can read what this node knows; changes need the token.
     page_edits: let the page change variables, for who has the token; without it the page only shows.
     spans: keep a span of each operation, for `meshnode tap` and OpenTelemetry; under load of some.
     otlp: the URL of an OpenTelemetry collector to send the spans to; needs the extra otel.
@@ -60,6 +61,7 @@ class Config(BaseSettings):
     gossip_profile: Literal["lan", "wan", "local"] = "lan"
     gossip_transport: Literal["udp", "tcp"] = "udp"
     http: bool = True
+    http_bind: str = "127.0.0.1"
     page_edits: bool = False
     spans: bool = True
     otlp: str | None = None

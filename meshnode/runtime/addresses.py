@@ -28,9 +28,9 @@ def advertised_port(config: Config, offset: int, bound: int) -> int:
     return bound
 
 
-def http_address(bind_host: str, port: int) -> str:
-    """ "host:port" of the HTTP server."""
-    return join_address(bind_host, port)
+def http_address(config: Config, port: int) -> str:
+    """ "host:port" of the HTTP server: where it listens, or how others reach this node if it listens everywhere."""
+    return join_address(host_of(config) if _is_wildcard(config.http_bind) else config.http_bind, port)
 
 
 def _has_port(address: str) -> bool:

@@ -28,7 +28,7 @@ from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
-from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of
+from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address
 from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
@@ -138,7 +138,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
             name: f"tcp://{join_address(host, advertised_port(config, CHANNEL_OFFSETS[name], _port_of(address)))}"
             for name, address in channels.addresses.items()
         },
-        http=_http_address(listener),
+        http=_http_address(listener, config),
         tags=dict(config.tags),
         programs=work.programs,
         key=secured.doors.public_key if secured else b"",
@@ -255,13 +255,13 @@ def _listen(config: Config, stack: AsyncExitStack) -> socket.socket | None:
         return None
     from meshnode.observe.server import listen
 
-    listener = listen("127.0.0.1", config.port + HTTP if config.port else 0)
+    listener = listen(config.http_bind, config.port + HTTP if config.port else 0)
     stack.callback(listener.close)
     return listener
 
 
-def _http_address(listener: socket.socket | None) -> str:
-    return join_address(*listener.getsockname()[:2]) if listener is not None else ""
+def _http_address(listener: socket.socket | None, config: Config) -> str:
+    return http_address(config, listener.getsockname()[1]) if listener is not None else ""
 
 
 def _port_of(address: str) -> int:
