@@ -114,6 +114,13 @@ def open_range(declaration: Declaration) -> tuple[type, float, float] | None:
     )
 
 
+def longest_text(declaration: Declaration) -> int:
+    """ASCII text of at most this many characters needs no further check; -1: ask checked_value."""
+    if declaration.kind != "str":
+        return -1
+    return MAX_TEXT_LENGTH if declaration.max_length is None else declaration.max_length
+
+
 def checked_declaration(declaration: Declaration) -> Declaration:
     """The declaration as it is stored, its numbers in the variable's own type; raises RefusedByRule."""
     name, kind = declaration.name, declaration.kind
@@ -190,7 +197,7 @@ def _check_string(declaration: Declaration, value: str) -> None:
     name, kind = declaration.name, declaration.kind
     check_text(name, value)
     if kind == "str":
-        limit = MAX_TEXT_LENGTH if declaration.max_length is None else declaration.max_length
+        limit = longest_text(declaration)
         if len(value) > limit:
             raise refuse(name, "max_length", f"{len(value)} characters are more than {limit}")
     elif declaration.choices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from consensus.machines.composite import Change, Machine
 from meshnode.errors import MeshError
 from meshnode.mesh import Mesh
-from meshnode.replication.messages import Follow, Part
+from meshnode.replication.messages import Follow, Part, Stretch
 
 log = structlog.get_logger("meshnode.following")
 
@@ -35,23 +36,23 @@ class Feed:
     def __init__(self, machine: Machine, leader: Callable[[], str | None]) -> None:
         self._machine = machine
         self._leader = leader
-        self._recent: deque[list[tuple[int, bytes]]] = deque()  # as they were applied together; none is empty
+        self._recent: deque[Stretch] = deque()
         self._kept = 0
         # Commands after this index are all in `_recent`.
         self._complete_after = machine.index
         self.applied_index = machine.index
         self._news: set[asyncio.Event] = set()
 
-    def add(self, applied_index: int, commands: list[tuple[int, bytes]]) -> None:
+    def add(self, applied_index: int, stretches: list[Stretch]) -> None:
         """More was applied."""
         self.applied_index = max(self.applied_index, applied_index)
-        if commands:
-            self._recent.append(commands)
-            self._kept += len(commands)
-            while self._kept - len(self._recent[0]) >= KEPT:
-                oldest = self._recent.popleft()
+        for stretch in stretches:
+            self._recent.append(stretch)
+            self._kept += len(stretch[1])
+            while self._kept - len(self._recent[0][1]) >= KEPT:
+                first, oldest = self._recent.popleft()
                 self._kept -= len(oldest)
-                self._complete_after = oldest[-1][0]
+                self._complete_after = first + len(oldest) - 1
         if self._news:
             self.wake()
 
@@ -82,10 +83,9 @@ class Feed:
                     for part in _parts(self._machine.snapshot(), index, leader):
                         yield part
                 elif self.applied_index > index or leader != told_leader:
-                    commands, is_all = self._after(index)
-                    index = self.applied_index if is_all else commands[-1][0]
-                    told_leader = leader
-                    yield Part(index, leader, commands=commands)
+                    stretches, end = self._after(index)
+                    index, told_leader = end, leader
+                    yield Part(index, leader, stretches=stretches)
                 else:
                     try:
                         async with asyncio.timeout(BEAT_S):
@@ -95,24 +95,29 @@ class Feed:
         finally:
             self._news.discard(news)
 
-    def _after(self, index: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """The next commands for one part, and whether these are all there are."""
+    def _after(self, index: int) -> tuple[list[Stretch], int]:
+        """The next commands for one part, and up to where it tells all."""
         groups = []
         for group in reversed(self._recent):
-            if group[-1][0] <= index:
+            if group[0] + len(group[1]) - 1 <= index:
                 break
             groups.append(group)
-        found: list[tuple[int, bytes]] = []
-        size = 0
-        for group in reversed(groups):
-            for command in group:
-                if command[0] <= index:
-                    continue
-                if found and (len(found) >= COMMANDS_A_PART or size + len(command[1]) > PART_BYTES):
-                    return found, False
-                found.append(command)
-                size += len(command[1])
-        return found, True
+        found: list[Stretch] = []
+        room, room_bytes = COMMANDS_A_PART, PART_BYTES
+        for first, commands in reversed(groups):
+            begin = max(0, index + 1 - first)
+            end = min(len(commands), begin + room)
+            size = sum(map(len, islice(commands, begin, end)))
+            while size > room_bytes and (end - begin > 1 or (found and end > begin)):
+                end -= 1
+                size -= len(commands[end])
+            if end > begin:
+                found.append((first + begin, commands[begin:end]))
+            if end < len(commands):
+                return found, first + end - 1
+            room -= end - begin
+            room_bytes -= size
+        return found, self.applied_index
 
 
 def _parts(chunks: Iterable[bytes], index: int, leader: str | None) -> Iterator[Part]:
@@ -139,7 +144,7 @@ class Following:
         *,
         sources: Callable[[], list[str]],
         is_needed: Callable[[], bool],
-        applied: Callable[[int, list[tuple[int, bytes]], list[Change]], None],
+        applied: Callable[[int, list[Stretch], list[Change]], None],
         restored: Callable[[int], None],
         heard: Callable[[str | None], None],
     ) -> None:
@@ -202,10 +207,10 @@ class Following:
             self._restored(index)
 
     def _apply(self, part: Part) -> None:
-        changes: list[Change] = []
-        commands = []
-        for index, data in part.commands:
-            if index > self._machine.index:
-                changes += self._machine.apply(index, data)[1]
-                commands.append((index, data))
-        self._applied(part.applied_index, commands, changes)
+        machine, changes, fresh = self._machine, list[Change](), list[Stretch]()
+        for first, commands in part.stretches:
+            known = max(0, machine.index + 1 - first)  # a replica of this node's own may have been ahead
+            if known < len(commands):
+                fresh.append((first + known, commands[known:]))
+                changes += machine.apply_all(*fresh[-1])[1]
+        self._applied(part.applied_index, fresh, changes)

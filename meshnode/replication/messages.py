@@ -65,8 +65,12 @@ class Barrier(Request[int], array_like=True, frozen=True):
     reply: ClassVar[Any] = int
 
 
+#: Commands that stand one after the other in the log, and the index of the first. Never empty.
+Stretch: TypeAlias = tuple[int, list[bytes]]
+
+
 class Part(msgspec.Struct, array_like=True, frozen=True):
-    """A piece of the committed stream: a chunk of a snapshot (the last one has `done`), or commands by index.
+    """A piece of the committed stream: a chunk of a snapshot (the last one has `done`), or commands.
 
     Each says how far the replica is and whom it follows; an empty one says just that, and that the stream lives.
     """
@@ -75,7 +79,7 @@ class Part(msgspec.Struct, array_like=True, frozen=True):
     leader: str | None = None
     snapshot: bytes = b""
     done: bool = False
-    commands: list[tuple[int, bytes]] = []
+    stretches: list[Stretch] = []
 
 
 class Follow(Request[Part], array_like=True, frozen=True):

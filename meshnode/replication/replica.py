@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -35,11 +36,21 @@ from consensus.raft.effects import (
     Send,
     StoreChunk,
 )
-from consensus.raft.messages import COMMAND, Message, decode, encode
+from consensus.raft.messages import COMMAND, Entry, Message, decode, encode
 from consensus.raft.node import Raft
 from consensus.raft.settings import Settings
 from meshnode.replication.batches import Batch, Batches
-from meshnode.replication.messages import DONE, EXPIRED, LOST, MALFORMED, STALE, UNACKNOWLEDGED, UNKNOWN, Outcome
+from meshnode.replication.messages import (
+    DONE,
+    EXPIRED,
+    LOST,
+    MALFORMED,
+    STALE,
+    UNACKNOWLEDGED,
+    UNKNOWN,
+    Outcome,
+    Stretch,
+)
 from meshnode.replication.storage import Store
 from meshnode.runtime.driver import Driver
 
@@ -49,6 +60,7 @@ TICK_S = 0.02
 SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
 
+_kind, _data = attrgetter("kind"), attrgetter("data")  # COMMAND is 0
 _CODES: dict[type, int] = {
     clients.Expired: EXPIRED,
     clients.Stale: STALE,
@@ -62,7 +74,7 @@ _CODES: dict[type, int] = {
 class Replica:
     """One node's core, machine and disk.
 
-    send(to, bytes): hand a message to the coordination channel. applied(index, commands, changes): entries were
+    send(to, bytes): hand a message to the coordination channel. applied(index, stretches, changes): entries were
     applied, for those who follow. changed(): role, term, leader or configuration changed. failed(error): the disk or
     the core can't go on.
     """
@@ -75,7 +87,7 @@ class Replica:
         rng: Any,
         *,
         send: Callable[[str, bytes], None],
-        applied: Callable[[int, list[tuple[int, bytes]], list[Change]], None],
+        applied: Callable[[int, list[Stretch], list[Change]], None],
         restored: Callable[[], None],
         changed: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -293,28 +305,32 @@ class Replica:
         return raw
 
     def _apply(self, effect: Apply) -> None:
-        machine, outcomes = self.machine, list[Outcome]()
-        apply, known = machine.apply, machine.index
-        changes: list[Change] = []
-        commands: list[tuple[int, bytes]] = []
-        for index, entry in enumerate(effect.entries, effect.first_index):
+        machine, first, entries = self.machine, effect.first_index, effect.entries
+        if first > machine.index and not any(map(_kind, entries)):  # nearly always
+            data = list(map(_data, entries))
+            answers, changes = machine.apply_all(first, data)
+            outcomes: list[Outcome] = [a if isinstance(a, bytes) else _told(a) for a in answers]
+            stretches: list[Stretch] = [(first, data)]
+        else:
+            outcomes, stretches, changes = self._apply_mixed(first, entries)
+        self._batches.applied(effect, outcomes)
+        self._applied(first + len(entries) - 1, stretches, changes)
+        self._maybe_snapshot()
+
+    def _apply_mixed(self, first: int, entries: Sequence[Entry]) -> tuple[list[Outcome], list[Stretch], list[Change]]:
+        machine, known = self.machine, self.machine.index
+        outcomes, stretches, changes = list[Outcome](), list[Stretch](), list[Change]()
+        for index, entry in enumerate(entries, first):
             if entry.kind != COMMAND:
                 outcomes.append(DONE)
-                continue
-            if index <= known:  # the stream brought it before: applied, but the answer is not kept
+            elif index <= known:  # the stream brought it before: applied, but the answer is not kept
                 outcomes.append(UNKNOWN)
-                continue
-            answer, changed = apply(index, entry.data)
-            commands.append((index, entry.data))
-            if changed:
-                changes += changed
-            if type(answer) is clients.Applied:
-                outcomes.append(answer.result)
             else:
-                outcomes.append(answer.session if type(answer) is clients.Opened else _CODES[type(answer)])
-        self._batches.applied(effect, outcomes)
-        self._applied(effect.first_index + len(effect.entries) - 1, commands, changes)
-        self._maybe_snapshot()
+                answer, changed = machine.apply(index, entry.data)
+                stretches.append((index, [entry.data]))
+                changes += changed
+                outcomes.append(_told(answer))
+        return outcomes, stretches, changes
 
     def _read_ready(self, effect: ReadReady) -> None:
         for number in effect.ids:
@@ -361,6 +377,13 @@ class Replica:
             self._restored()
         self._saved_index = effect.snapshot.index
         self._batches.restored(effect.snapshot)
+
+
+def _told(answer: clients.Outcome | Advanced) -> Outcome:
+    """An entry's outcome as other nodes are told of it."""
+    if type(answer) is clients.Applied:
+        return answer.result
+    return answer.session if type(answer) is clients.Opened else _CODES[type(answer)]
 
 
 def _clock() -> float:

@@ -23,7 +23,18 @@ from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLa
 from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
 from meshnode.replication.following import Feed, Following
-from meshnode.replication.messages import Barrier, Follow, Locate, Located, Part, Propose, Proposed, Retire, Steer
+from meshnode.replication.messages import (
+    Barrier,
+    Follow,
+    Locate,
+    Located,
+    Part,
+    Propose,
+    Proposed,
+    Retire,
+    Steer,
+    Stretch,
+)
 from meshnode.replication.placing import PLACE_EVERY_S, Placing
 from meshnode.replication.reading import Barriers
 from meshnode.replication.replica import Replica
@@ -341,8 +352,8 @@ class Replication:
 
     # News.
 
-    def _on_applied(self, index: int, commands: list[tuple[int, bytes]], changes: list[Change]) -> None:
-        self._feed.add(index, commands)
+    def _on_applied(self, index: int, stretches: list[Stretch], changes: list[Change]) -> None:
+        self._feed.add(index, stretches)
         self._barriers.moved()
         if changes:
             for listener in list(self._listeners):

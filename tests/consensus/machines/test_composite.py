@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -201,3 +202,24 @@ def test_a_damaged_snapshot_is_refused_and_the_machine_stays_as_it_was() -> None
     assert machine.digest() == before
     machine.restore([whole])
     assert machine.digest() == source.digest()
+
+
+@settings(max_examples=150, deadline=None)
+@given(entries=st.lists(ENTRIES, max_size=40), cuts=st.sets(st.integers(1, 39)))
+def test_entries_applied_together_give_what_they_give_one_by_one(entries: list[bytes], cuts: set[int]) -> None:
+    single, together = Machine(), Machine()
+    every = [clients.encode(clients.Open())] * 3 + entries
+    answers, changes = [], []
+    for index, entry in enumerate(every, 1):
+        answer, changed = single.apply(index, entry)
+        answers.append(answer.result if isinstance(answer, clients.Applied) else answer)
+        changes += changed
+    bounds = sorted({0, *(cut for cut in cuts if cut < len(every)), len(every)})
+    found, seen = [], []
+    for begin, end in pairwise(bounds):
+        told, changed = together.apply_all(begin + 1, every[begin:end])
+        found += told
+        seen += changed
+    assert found == answers
+    assert seen == changes
+    assert together.digest() == single.digest()
