@@ -1,19 +1,7 @@
-"""cluster up, down, status: several nodes as processes of this machine, detached from the terminal.
-
-What runs is kept in `cluster.json` in the user's runtime directory, by process id and start time, so that `down` stops
-exactly what `up` started. Logs go to the cache directory.
-"""
+"""cluster up, down, status, logs: several nodes on this machine, as processes or, with --docker, as containers."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +9,10 @@ import click
 
 from meshnode.cli.options import json_option
 
-READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
+docker_option = click.option("--docker", "in_docker", is_flag=True, help="Containers instead of processes.")
+project_option = click.option(
+    "--project", metavar="NAME", default="meshnode", help="With --docker: what all its names begin with [meshnode]."
+)
 
 
 @click.group()
@@ -32,200 +22,161 @@ def cluster() -> None:
 
 @cluster.command()
 @click.option("-n", "--nodes", "count", metavar="N", type=click.IntRange(1, 64), default=3, help="How many nodes [3].")
-@click.option("--app", "location", metavar="MODULE:ATTR", help="The app each node runs.")
+@click.option("--app", metavar="MODULE:ATTR", help="The app each node runs, from the current directory.")
 @click.option("--workers", metavar="N", type=int, help="Worker processes of each [1].")
+@click.option(
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65530),
+    default=0,
+    help="The first node's base port on this machine; its page is at N+5. 0: free ones [0].",
+)
 @click.option(
     "--data-dir",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Keep each node's state in DIR/NAME; without it nothing is kept.",
 )
+@docker_option
+@click.option("--image", metavar="IMAGE", default="meshnode", help="With --docker: the image to run [meshnode].")
+@project_option
 @json_option
-def up(count: int, location: str | None, workers: int | None, data_dir: Path | None, as_json: bool) -> None:
+def up(
+    count: int,
+    app: str | None,
+    workers: int | None,
+    port: int,
+    data_dir: Path | None,
+    in_docker: bool,
+    image: str,
+    project: str,
+    as_json: bool,
+) -> None:
     """Start nodes until N run; those that run already stay."""
-    from meshnode.cli.output import say
+    from meshnode.cli import cluster_containers, cluster_processes
+    from meshnode.cli.output import print_json, print_table, say
 
-    arguments = [
-        *(["--app", location] if location else []),
-        *(["--workers", str(workers)] if workers is not None else []),
-    ]
-    with _state() as nodes:
-        alive = {node["name"]: node for node in nodes if _is_running(node)}
-        nodes[:] = list(alive.values())
-        seed = next((node["ready"]["gossip"] for node in nodes if node.get("ready")), None)
-        missing = [name for number in range(1, count + 1) if (name := f"node-{number}") not in alive]
-        started = []
-        for name in missing[: max(0, count - len(alive))]:
-            started.append(_spawn(name, seed, arguments, data_dir))
-            nodes.append(started[-1])
-            _write(nodes)
-            if seed is None:
-                # The others need an address to join by.
-                _wait_ready(started[-1])
-                seed = started[-1]["ready"]["gossip"]
-        for node in started:
-            _wait_ready(node)
-        _report(nodes, as_json=as_json)
-    if not as_json:
-        say(f"{len(started)} started, {len(nodes)} run. Next:")
-        say(f"  meshnode members --node {nodes[0]['name']}")
-        say(f"  meshnode start --seed {seed}    # one more, by hand")
-        say("  meshnode cluster down")
+    if in_docker and data_dir is not None:
+        raise click.UsageError("--data-dir is for processes; a container keeps its state in a volume until `down`")
+    if in_docker:
+        place = cluster_containers.Project(project)
+        nodes, started = cluster_containers.up(place, count, image=image, app=app, workers=workers, port=port)
+        hints = _container_hints(place, nodes, image)
+    else:
+        nodes, started = cluster_processes.up(count, app=app, workers=workers, data_dir=data_dir, port=port)
+        hints = _process_hints(nodes)
+    if as_json:
+        print_json(nodes)
+        return
+    print_table(tuple(nodes[0]), (tuple(node.values()) for node in nodes))
+    say(f"{started} started, {len(nodes)} run. Next:")
+    width = max(map(len, hints))
+    for what, hint in hints.items():
+        say(f"  {what:<{width}}  {hint}")
 
 
 @cluster.command()
+@docker_option
+@project_option
 @json_option
-def down(as_json: bool) -> None:
+def down(in_docker: bool, project: str, as_json: bool) -> None:
     """Stop every node that `up` started: gracefully, and after a while by force."""
+    from meshnode.cli import cluster_containers, cluster_processes
     from meshnode.cli.output import print_json, say
 
-    with _state() as nodes:
-        running = [node for node in nodes if _is_running(node)]
-        for node in running:
-            _signal(node, signal.SIGTERM)
-        _wait(lambda: not any(map(_is_running, running)), STOP_TIMEOUT_S)
-        forced = [node["name"] for node in running if _is_running(node)]
-        for node in running:
-            _signal(node, signal.SIGKILL)
-        for node in nodes:
-            Path(node["ready_file"]).unlink(missing_ok=True)
-        nodes.clear()
-    names = [node["name"] for node in running]
-    if as_json:
-        print_json({"stopped": names, "forced": forced})
+    if in_docker:
+        stopped, forced = cluster_containers.down(cluster_containers.Project(project))
     else:
-        say(f"stopped {', '.join(names)}" if names else "no node of a cluster was running")
-        if forced:
-            say(f"by force: {', '.join(forced)}")
+        stopped, forced = cluster_processes.down()
+    if as_json:
+        print_json({"stopped": stopped, "forced": forced})
+        return
+    say(f"stopped {', '.join(stopped)}" if stopped else "no node of a cluster was running")
+    if forced:
+        say(f"by force: {', '.join(forced)}")
 
 
 @cluster.command()
+@docker_option
+@project_option
 @json_option
-def status(as_json: bool) -> None:
+def status(in_docker: bool, project: str, as_json: bool) -> None:
     """List the nodes that `up` started; exit 1 if one of them has died."""
-    from meshnode.cli.output import say
+    from meshnode.cli.output import print_json, print_table, say
 
-    with _state() as nodes:
-        _report(nodes, as_json=as_json)
-        if not nodes and not as_json:
-            say("no cluster is up; start one: meshnode cluster up -n 3")
-        if not all(_is_running(node) for node in nodes):
-            click.get_current_context().exit(1)
-
-
-@contextlib.contextmanager
-def _state() -> Iterator[list[dict[str, Any]]]:
-    """The nodes as kept, locked against another `up` or `down`; written back in any case."""
-    from meshnode.local_nodes import read_private, runtime_dir
-
-    with open(runtime_dir() / "cluster.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        nodes: list[dict[str, Any]] = (read_private(runtime_dir() / "cluster.json") or {}).get("nodes", [])
-        try:
-            yield nodes
-        finally:
-            _write(nodes)
+    nodes = _nodes(in_docker, project)
+    if as_json:
+        print_json(nodes)
+    elif nodes:
+        print_table(tuple(nodes[0]), (tuple(node.values()) for node in nodes))
+    else:
+        say(f"no cluster is up; start one: meshnode cluster up -n 3{' --docker' if in_docker else ''}")
+    if any(node["state"] != "running" for node in nodes):
+        click.get_current_context().exit(1)
 
 
-def _write(nodes: list[dict[str, Any]]) -> None:
-    from meshnode.local_nodes import runtime_dir, write_private
+@cluster.command()
+@click.argument("name", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until Ctrl-C.")
+@click.option("--tail", metavar="N", type=click.IntRange(0), default=100, help="Lines of each to begin with [100].")
+@docker_option
+@project_option
+def logs(name: str | None, follow: bool, tail: int, in_docker: bool, project: str) -> None:
+    """Print what the nodes logged: all of them, or one."""
+    from meshnode.cli.cluster_logs import show
+    from meshnode.errors import MeshError
 
-    write_private(runtime_dir() / "cluster.json", {"nodes": nodes})
+    found = {node["name"]: node for node in _nodes(in_docker, project)}
+    if not found:
+        raise MeshError("no cluster is up, so there are no logs")
+    if name is not None and name not in found:
+        raise MeshError(f"no node {name!r} in the cluster; there is: {', '.join(found)}")
+    wanted = found if name is None else {name: found[name]}
+    if in_docker:
+        reading = ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else [])]
+        show({one: [*reading, node["container"]] for one, node in wanted.items()})
+    else:
+        reading = ["tail", "-n", str(tail), *(["-F"] if follow else [])]
+        show({one: [*reading, node["log"]] for one, node in wanted.items()})
 
 
-def _spawn(name: str, seed: str | None, arguments: list[str], data_dir: Path | None) -> dict[str, Any]:
-    from meshnode.local_nodes import cache_dir, process_start, runtime_dir
+def _nodes(in_docker: bool, project: str) -> list[dict[str, Any]]:
+    from meshnode.cli import cluster_containers, cluster_processes
 
-    ready_file = runtime_dir() / f"{name}.ready"
-    ready_file.unlink(missing_ok=True)
-    log = cache_dir() / "cluster" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "meshnode",
-        "start",
-        "--name",
-        name,
-        "--port",
-        "0",
-        "--ready-file",
-        str(ready_file),
-    ]
-    command += arguments + (["--seed", seed] if seed else [])
-    command += ["--data-dir", str(data_dir / name)] if data_dir else []
-    with open(log, "ab") as output:
-        # A session of its own: closing the terminal or Ctrl-C there must not reach it.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+    return cluster_containers.status(cluster_containers.Project(project)) if in_docker else cluster_processes.status()
+
+
+def _process_hints(nodes: list[dict[str, Any]]) -> dict[str, str]:
+    first, last = nodes[0]["name"], nodes[-1]["name"]
     return {
-        "name": name,
-        "pid": process.pid,
-        "started": process_start(process.pid),
-        "ready_file": str(ready_file),
-        "log": str(log),
-        "ready": None,
+        "one more": f"meshnode start --port 0 --seed {nodes[0]['gossip']}",
+        "dashboard": f"http://{nodes[0]['http']}/",
+        "members": f"meshnode members --node {first}",
+        "set": f"meshnode vars register temperature float 0.7 --node {first}",
+        "read": f"meshnode vars get temperature --node {last}",
+        "call": f"meshnode call METHOD ARGS-JSON --to {last} --node {first}    # a handler of your --app",
+        "logs": "meshnode cluster logs -f",
+        "stop": "meshnode cluster down",
     }
 
 
-def _wait_ready(node: dict[str, Any]) -> None:
-    from meshnode.errors import MeshError
-    from meshnode.local_nodes import read_private
-
-    def ready_or_gone() -> bool:
-        node["ready"] = read_private(Path(node["ready_file"]))
-        return node["ready"] is not None or not _is_running(node)
-
-    if not _wait(ready_or_gone, READY_TIMEOUT_S) or node["ready"] is None:
-        raise MeshError(f"{node['name']} did not start: {_last_line(Path(node['log']))} (log: {node['log']})")
-
-
-def _report(nodes: list[dict[str, Any]], *, as_json: bool) -> None:
-    from meshnode.cli.output import print_json, print_table
-
-    shown = [
-        {
-            "name": node["name"],
-            "state": "running" if _is_running(node) else "dead",
-            "pid": node["pid"],
-            "gossip": (node["ready"] or {}).get("gossip"),
-            "http": (node["ready"] or {}).get("http"),
-            "log": node["log"],
-        }
-        for node in nodes
-    ]
-    if as_json:
-        print_json(shown)
-    elif shown:
-        print_table(tuple(shown[0]), (tuple(node.values()) for node in shown))
+def _container_hints(place: Any, nodes: list[dict[str, Any]], image: str) -> dict[str, str]:
+    first, last = nodes[0], nodes[-1]
+    inside, other = f"docker exec {first['container']} meshnode", f"docker exec {last['container']} meshnode"
+    its = place.flags
+    return {
+        "seed": f"{first['gossip']}, in containers on the network {place.network}",
+        "one more": f"meshnode cluster up -n {len(nodes) + 1} --docker{its}{_flag('image', image, 'meshnode')}",
+        "dashboard": f"http://{first['http']}/",
+        "members": f"{inside} members",
+        "set": f"{inside} vars register temperature float 0.7",
+        "read": f"{other} vars get temperature",
+        "call": f"{inside} call METHOD ARGS-JSON --to {last['name']}    # a handler of your --app",
+        "cut off": f"docker network disconnect {place.network} {last['container']}    # connect heals it",
+        "logs": f"meshnode cluster logs -f --docker{its}",
+        "stop": f"meshnode cluster down --docker{its}",
+    }
 
 
-def _is_running(node: dict[str, Any]) -> bool:
-    from meshnode.local_nodes import is_running
-
-    with contextlib.suppress(ChildProcessError):
-        # Ours, if this very command started it: a child that has ended stays until it is waited for.
-        os.waitpid(node["pid"], os.WNOHANG)
-    return is_running(node["pid"], node["started"])
-
-
-def _signal(node: dict[str, Any], number: signal.Signals) -> None:
-    if _is_running(node):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(node["pid"], number)
-
-
-def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it wrote nothing"])[-1].removeprefix("error: ")
+def _flag(name: str, value: str, default: str) -> str:
+    return "" if value == default else f" --{name} {value}"
