@@ -30,7 +30,7 @@ ABOVE = (
     "variables.py",
     "sessions.py",
     "tools.py",
-    "demos.py",
+    "demos",
     "pipelines.py",
 )
 

@@ -33,6 +33,7 @@ comes after `deadline_ticks`, and whoever asked falls back. A decision seen late
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -192,6 +193,15 @@ class Simplex:
             case Proposal():
                 self._on_proposal(message, effects)
         return effects
+
+    def heard(self) -> tuple[int, int]:
+        """For whoever watches: the iteration, and the most votes for one value seen lately, of the latest phase."""
+        for iteration in (self.iteration, self.iteration - 1):
+            for phase in (Phase.FINALIZE, Phase.NOTARIZE):
+                votes = Counter(vote.value_digest for vote in self._votes.get((iteration, phase), {}).values())
+                if votes:
+                    return iteration, max(votes.values())
+        return self.iteration, 0
 
     # Signing: the one place where a ballot becomes a vote.
 

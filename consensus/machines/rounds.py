@@ -37,7 +37,11 @@ Phase: TypeAlias = Literal["candidates", "commitments", "reveals", "decided"]
 
 
 class OpenRound(msgspec.Struct, array_like=True, frozen=True, tag="round.open"):
-    """Begin a round under an id never used before. validators: node id to raw Ed25519 public key, 32 bytes."""
+    """Begin a round. validators: node id to raw Ed25519 public key, 32 bytes.
+
+    What is signed names the round by id and place in the log: a round opened anew under the id of one that had to make
+    room is another vote.
+    """
 
     id: str
     mesh_id: str
@@ -126,7 +130,12 @@ class RoundState(msgspec.Struct, array_like=True, frozen=True):
     @property
     def round(self) -> Round:
         """The vote this is."""
-        return Round(self.mesh_id, self.id, self.validators)
+        return Round(self.mesh_id, self.name, self.validators)
+
+    @property
+    def name(self) -> str:
+        """What signatures call this round."""
+        return f"{self.id}@{self.opened}"
 
     @property
     def merged(self) -> tuple[Merged, ...]:
@@ -160,7 +169,7 @@ class RoundState(msgspec.Struct, array_like=True, frozen=True):
         """What proves the decision to anyone; None before there is one."""
         if self.certificate is None:
             return None
-        return Proof(self.mesh_id, self.id, dict(self.validators), self.candidates, self.value, self.certificate)
+        return Proof(self.mesh_id, self.name, dict(self.validators), self.candidates, self.value, self.certificate)
 
 
 def candidates_each(validators: int) -> int:

@@ -85,6 +85,14 @@ def conclude(merged: Sequence[Merged], reveals: Iterable[Reveal], the_round: Rou
     return msgspec.msgpack.encode(Agreement(rules, set_digest(merged), ordered, result_digest(chosen)))
 
 
+def read(value: bytes) -> Agreement:
+    """What a value that was decided says. Raises ValueError for what is none."""
+    try:
+        return _decoder.decode(value)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"this is no agreement ({error})") from None
+
+
 def agreement_error(
     value: bytes,
     merged: Sequence[Merged],
@@ -97,9 +105,9 @@ def agreement_error(
     rules: those of the round, None to take the value's own. reveal_error(reveal): why a vector does not count.
     """
     try:
-        agreement = _decoder.decode(value)
-    except msgspec.DecodeError as error:
-        return f"this is no agreement ({error})"
+        agreement = read(value)
+    except ValueError as error:
+        return str(error)
     if msgspec.msgpack.encode(agreement) != value:
         return "the encoding is not the shortest one"  # two encodings of one agreement would be two values
     if rules is not None and agreement.rules != rules:
@@ -146,5 +154,5 @@ def check_proof(proof: Proof, verify: Verify) -> tuple[Chosen, ...]:
         raise ValueError(wrong)
     if not proves(proof.certificate, digest_of(proof.value), the_round, verify):
         raise ValueError("the certificate does not prove this value")
-    agreement = _decoder.decode(proof.value)
+    agreement = read(proof.value)
     return result_of(merged, agreement.reveals, the_round, agreement.rules)

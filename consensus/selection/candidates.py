@@ -1,7 +1,7 @@
 """Candidates: a demo, the digest of the trace it came from, and who proposes it with a signature.
 
-A demo is UTF-8 JSON: one flat object of its fields, inputs and outputs alike. Two candidates with the same demo and
-trace are one candidate with two proposers.
+A demo is UTF-8 JSON: an object of its fields, inputs and outputs alike, or, for a program of several predictors, an
+object of such objects by predictor. Two candidates with the same demo and trace are one candidate with two proposers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIGEST_BYTES = 32
 
 # No deeper than this, so that no input can exhaust a decoder's stack on one node and not on another.
 _Plain: TypeAlias = str | int | float | bool | None
-_demo_decoder = msgspec.json.Decoder(dict[str, _Plain | list[_Plain]])
+_demo_decoder = msgspec.json.Decoder(dict[str, _Plain | list[_Plain] | dict[str, _Plain | list[_Plain]]])
 
 
 class Candidate(msgspec.Struct, array_like=True, frozen=True):
@@ -60,17 +60,20 @@ def demo_error(demo: bytes) -> str | None:
     try:
         fields = _demo_decoder.decode(demo)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return f"a demo is one flat JSON object ({error})"
-    return None if fields else "a demo needs at least one field"
+        return f"a demo is a JSON object of plain values, or of such objects ({error})"
+    return None if fields and {} not in fields.values() else "a demo needs at least one field"
 
 
 def texts_of(demo: bytes) -> list[bytes]:
     """The values of a demo's fields as text, by field name; raises msgspec.DecodeError for what is no demo."""
     fields = _demo_decoder.decode(demo)
-    return [
-        value.encode(errors="surrogatepass") if isinstance(value, str) else msgspec.json.encode(value)
-        for _, value in sorted(fields.items())
-    ]
+    return [text for _, value in sorted(fields.items()) for text in _texts(value)]
+
+
+def _texts(value: _Plain | list[_Plain] | dict[str, _Plain | list[_Plain]]) -> list[bytes]:
+    if isinstance(value, dict):
+        return [text for _, part in sorted(value.items()) for text in _texts(part)]
+    return [value.encode(errors="surrogatepass") if isinstance(value, str) else msgspec.json.encode(value)]
 
 
 def merge(candidates: Iterable[Candidate]) -> tuple[Merged, ...]:

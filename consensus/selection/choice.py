@@ -23,6 +23,7 @@ from consensus.selection.scores import SCALE, qualities
 from consensus.selection.similarity import similarity, tokens_of
 
 MAX_CHOSEN = 256
+MAX_WEIGHT = 1_000_000
 
 
 class Weights(msgspec.Struct, array_like=True, frozen=True):
@@ -41,11 +42,13 @@ class Weights(msgspec.Struct, array_like=True, frozen=True):
 
     def error(self) -> str | None:
         """Why one can't choose by these, in one line; None if one can."""
-        if any(not 0 <= weight <= 1_000_000 for weight in (self.quality, self.diversity, self.cost)):
-            return "weights are whole numbers from 0 to 1000000"
+        if any(not 0 <= weight <= MAX_WEIGHT for weight in (self.quality, self.diversity, self.cost)):
+            return f"weights are whole numbers from 0 to {MAX_WEIGHT}"
         if not 0 < self.near_duplicate <= SCALE or not 0 <= self.min_quality <= SCALE:
             return f"near_duplicate and min_quality lie between 0 and {SCALE}"
-        return None if 1 <= self.cost_limit_tokens <= 1_000_000 else "cost_limit_tokens lies between 1 and 1000000"
+        return (
+            None if 1 <= self.cost_limit_tokens <= MAX_WEIGHT else f"cost_limit_tokens lies between 1 and {MAX_WEIGHT}"
+        )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,27 @@ def post(node: LocalNode, path: str, body: Any = None, *, timeout_s: float = ANS
         return _value(exchange.connection.getresponse())
 
 
+def post_for_lines(node: LocalNode, path: str, body: Any, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Send JSON and yield the JSON lines answered; the last has a "result". Raises what the node answers as an error.
+
+    timeout_s: how long it may say nothing.
+    """
+    with _Exchange(node, timeout_s) as exchange:
+        headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson", **_authorization(node)}
+        exchange.connection.request("POST", path, json.dumps(body).encode(), headers)
+        response = exchange.connection.getresponse()
+        if response.status != 200:
+            _value(response)
+        for line in response:
+            value = json.loads(line)
+            if "error" in value:
+                raise _error(value, response.status)
+            yield value
+            if "result" in value:
+                return
+        raise http.client.IncompleteRead(b"")
+
+
 def post_lines(node: LocalNode, path: str, chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Send chunks of JSON lines and yield the JSON lines answered, both at once; the last has a "result".
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +42,10 @@ def select(
     node: str | None,
     as_json: bool,
 ) -> None:
-    """Choose demos for a program from examples in a file of JSON lines."""
+    """Choose demos for a program from examples in a file of JSON lines; shows the round as it goes on."""
     import msgspec
 
-    from meshnode.cli.client import post
+    from meshnode.cli.client import post_for_lines
     from meshnode.evaluation.dataset import read_json_lines
     from meshnode.local_nodes import find
 
@@ -53,7 +56,13 @@ def select(
         "metric": metric,
         "deadline_s": deadline_s,
     }
-    found: dict[str, Any] = post(find(node), "/demos", body, timeout_s=deadline_s + 10)
+    found: dict[str, Any] = {}
+    with _live(program) as show:
+        for line in post_for_lines(find(node), "/demos", body, timeout_s=deadline_s + 10):
+            if "progress" in line:
+                show(line["progress"])
+            else:
+                found = line["result"]
     if out is not None and found["proof"] is not None:
         out.write_bytes(msgspec.json.encode(found["proof"]))
     _print(found, as_json)
@@ -78,6 +87,31 @@ def verify(file: Path) -> None:
         f"holds: {len(chosen.demos)} demos, digest {chosen.digest}, "
         f"{signers} of {len(chosen.proof.validators)} validators signed"
     )
+
+
+@contextmanager
+def _live(program: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Where the round is: in a terminal one line, written over; else a line for each phase. On stderr."""
+    from meshnode.demos.progress import RoundProgress, describe
+
+    writes_over = sys.stderr.isatty()
+    before = ""
+
+    def show(progress: dict[str, Any]) -> None:
+        nonlocal before
+        told = RoundProgress(**progress)
+        if writes_over:
+            sys.stderr.write(f"\r\x1b[K{program}: {describe(told)}")
+        elif told.phase != before:
+            sys.stderr.write(f"{program}: {describe(told)}\n")
+        sys.stderr.flush()
+        before = told.phase
+
+    try:
+        yield show
+    finally:
+        if writes_over and before:
+            sys.stderr.write("\n")
 
 
 def _checked(file: Path) -> Selection:

@@ -26,6 +26,7 @@ from meshnode.membership.messages import Record
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
+from meshnode.observe.health import model_health
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
 from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address
@@ -95,6 +96,7 @@ class Parts:
             "membership": {"status": "ok", "alive": living},
             "channels": {"status": "ok"},
             "workers": {"status": "degraded" if workers.get("given_up") else "ok", **workers},
+            "model": model_health(self.work.models()),
         }
 
 
@@ -203,6 +205,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(replication.close)
     stack.push_async_callback(supervisor.close)
     stack.push_async_callback(demos.close)
+    demos.resume()
     work.tell()  # before joining, so that the first exchange carries it
     return Parts(
         config,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from consensus.bft.certificate import Verify
 from consensus.bft.messages import Certificate, Phase, digest_of
+from consensus.bft.quorum import Round
 from consensus.machines.composite import Machine, decode_command, decode_result, encode_command
 from consensus.machines.rounds import (
     MAX_ROUNDS,
@@ -32,9 +33,10 @@ from consensus.selection.scores import SCALE, Commitment, Reveal
 from tests.consensus.bft.ring import make_round, sign_with, verify
 
 VALIDATORS = dict(make_round(4).validators)
+OPENED = 2  # the place in the log at which the tests open their round; a client's session comes before it
 RULES = Rules("qa", 2)
 OPEN = OpenRound("round", "mesh", VALIDATORS, RULES)
-ROUND = make_round(4)
+ROUND = Round("mesh", f"round@{OPENED}", VALIDATORS)
 NAMES = sorted(VALIDATORS)
 
 
@@ -65,7 +67,7 @@ class Held:
 
     def __init__(self, check: Verify | None = verify) -> None:
         self.rounds = Rounds(check)
-        self.index = 0
+        self.index = OPENED - 1
 
     def do(self, command: Command) -> RoundAt:
         answer = self.try_to(command)
@@ -241,6 +243,17 @@ def test_what_can_be_no_round_says_why(command: Command, rule: str) -> None:
 
 def test_a_machine_that_can_check_no_signature_takes_part_in_none() -> None:
     assert Held(None).rule(OPEN) == "verify"
+
+
+def test_a_round_opened_anew_under_an_old_id_is_another_vote() -> None:
+    held = Held()
+    held.do(OPEN)
+    before = held.state.round
+    for number in range(MAX_ROUNDS):
+        held.do(msgspec.structs.replace(OPEN, id=f"r{number}"))
+    held.do(OPEN)
+    assert held.state.round.digest != before.digest
+    assert held.rule(submit("v0", "said in the first")) == "signature"
 
 
 def test_the_oldest_round_makes_room() -> None:

@@ -49,7 +49,7 @@ def test_another_trace_is_another_candidate() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"", b"{}", b"[1]", b"\xff", b'{"a":{"deep":1}}', b"[" * 10_000, b'{"a":"' + b"x" * MAX_DEMO_BYTES + b'"}']
+    "bad", [b"", b"{}", b"[1]", b"\xff", b'{"a":{"b":{"deep":1}}}', b'{"a":{}}', b'{"a":{"b":[[1]]}}', b"[" * 10_000, b'{"a":"' + b"x" * MAX_DEMO_BYTES + b'"}']
 )
 def test_what_is_no_demo_is_refused_with_the_reason(bad: bytes) -> None:
     assert demo_error(bad)
@@ -57,6 +57,12 @@ def test_what_is_no_demo_is_refused_with_the_reason(bad: bytes) -> None:
 
 def test_a_demo_may_have_plain_values_and_lists_of_them() -> None:
     assert demo_error(b'{"a":"x","b":[1,2.5,null,true,"y"]}') is None
+
+
+def test_a_demo_may_have_a_part_for_each_predictor_and_all_of_their_texts_count() -> None:
+    parts = b'{"query":{"question":"a b","query":"c"},"reply":{"answer":"d"}}'
+    assert demo_error(parts) is None
+    assert tokens_of(parts) == tokens_of(b'{"q":"a b c d"}')
 
 
 def test_a_signature_covers_round_proposer_and_demo() -> None:

@@ -23,7 +23,9 @@ from consensus.selection.scores import SCALE
 from meshnode.app import load_app
 from meshnode.cli.demos import demos
 from meshnode.demos import Selection, of_proof
-from meshnode.validator import Kept, Validator, split
+from meshnode.demos.journal import Kept, Signed
+from meshnode.demos.task import split
+from meshnode.demos.validator import Validator
 from tests.meshnode.demos.app import examples
 from tests.meshnode.replication.conftest import Nodes, until
 
@@ -160,8 +162,11 @@ def test_what_was_signed_is_read_again_and_a_torn_line_is_not(tmp_path: Path) ->
     kept.add(Persist(2, Phase.DUMMY, bytes(32)))
     with path.open("ab") as file:
         file.write(b"[3, 2")
-    assert Kept(path).read() == [Persist(1, Phase.NOTARIZE, b"\xaa" * 32), Persist(2, Phase.DUMMY, bytes(32))]
-    assert Kept(None).read() == []
+    both = [Persist(1, Phase.NOTARIZE, b"\xaa" * 32), Persist(2, Phase.DUMMY, bytes(32))]
+    assert Kept(path).read().ballots == both
+    kept.add(Persist(3, Phase.DUMMY, bytes(32)))
+    assert Kept(path).read().ballots == [*both, Persist(3, Phase.DUMMY, bytes(32))], "the torn line is gone"
+    assert Kept(None).read() == Signed()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])

@@ -1,0 +1,149 @@
+"""Runs a program on this node's own workers, for candidates and for scores.
+
+A candidate is an example with what the program made of it, if the metric liked that, else a plain example. A DSPy
+program says so itself when it is asked to bootstrap: then DSPy's own BootstrapFewShot makes the candidates, one from
+the trace of each example, with a demo for each predictor (`meshnode.integrations.dspy.demos`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from consensus.selection.candidates import Merged, demo_error
+from consensus.selection.scores import to_fixed
+from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task, split
+from meshnode.errors import MeshError
+from meshnode.evaluation.messages import RunTask, TaskReply
+from meshnode.mesh import Mesh
+from meshnode.values import pack, unpack
+
+AT_ONCE = 4  # tasks this node is given at the same time
+
+_LABELLED = hashlib.sha256(b"labelled").digest()  # the trace of a plain example
+
+
+class Bench:
+    """One round's runs. `source` and `held_out` are the places of the examples that demos are made of and scored on.
+
+    advanced: called after each run of scoring, with how many are done of how many.
+    """
+
+    def __init__(self, mesh: Mesh, task: Task) -> None:
+        self._mesh = mesh
+        self._task = task
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._base: dict[str, Any] = msgspec.json.decode(task.state) if task.state else {}
+        self.examples: list[Mapping[str, Any]] = unpack(task.train)
+        self.source, self.held_out = split(self.examples, task.round_id)
+        self.advanced: Callable[[int, int], None] = lambda _done, _of: None
+
+    async def run(self, example: Mapping[str, Any], demos: Sequence[Any]) -> tuple[Mapping[str, Any] | None, float]:
+        """The prediction and its score; None and 0.0 if it failed."""
+        state = {**self._base, "demos": list(demos)} if demos else self._base
+        reply = await self._ask(example, state, self._task.metric)
+        if reply is None or reply.score is None:
+            return None, 0.0
+        prediction = unpack(reply.prediction)
+        return (prediction if isinstance(prediction, Mapping) else None), reply.score
+
+    async def demos(self, indices: Iterable[int], most: int, seed: str, until: float) -> list[tuple[bytes, bytes]]:
+        """At most so many demos with their traces' digests: first of runs that went well, then of plain examples."""
+        order = sorted(indices)
+        random.Random(seed).shuffle(order)
+        order = order[: 2 * most]
+        good: dict[int, tuple[bytes, bytes]] = {}
+        run = self._attempts([self.examples[index] for index in order])
+
+        async def one(index: int) -> None:
+            example = self.examples[index]
+            demo = await run(example)
+            if demo is not None:
+                trace = msgspec.json.encode([example, demo], enc_hook=str)
+                good[index] = (_demo(demo), hashlib.sha256(trace).digest())
+
+        async def all_of_them() -> None:
+            if order:
+                await one(order[0])  # which also tells what kind of program it is
+            await asyncio.gather(*(one(index) for index in order[1:]))
+
+        await _all_until([all_of_them()], until)
+        found = [
+            good.get(index) or (_demo(self.examples[index]), _LABELLED)
+            for index in sorted(order, key=lambda i: i not in good)
+        ]
+        return [pair for pair in dict.fromkeys(found) if demo_error(pair[0]) is None][:most]
+
+    async def scores(self, merged: Sequence[Merged], until: float) -> tuple[int, ...]:
+        """The mean score of each candidate, shown alone, on the held-out examples; what was not run counts 0."""
+        sums = [0.0] * len(merged)
+        done = 0
+
+        async def one(place: int, index: int) -> None:
+            nonlocal done
+            _, score = await self.run(self.examples[index], [msgspec.json.decode(merged[place].demo)])
+            sums[place] += score
+            done += 1
+            self.advanced(done, len(merged) * len(self.held_out))
+
+        # By example first, so that a time-out leaves all candidates with as many runs.
+        await _all_until([one(place, index) for index in self.held_out for place in range(len(merged))], until)
+        return tuple(to_fixed(total / len(self.held_out)) for total in sums)
+
+    def _attempts(self, share: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
+        """What makes a demo of an example, or None if the program does not do well on it."""
+        task = self._task
+        wanted = {"metric": task.metric, "threshold": task.threshold, "labelled": share[: task.labelled]}
+        bootstraps: bool | None = None  # whether it is a DSPy program; None: nobody has asked it yet
+
+        async def attempt(example: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            nonlocal bootstraps
+            if bootstraps is not False:
+                reply = await self._ask(example, {**self._base, BOOTSTRAP: wanted}, None)
+                answer = unpack(reply.prediction) if reply is not None else {}
+                if bootstraps is None:
+                    bootstraps = isinstance(answer, Mapping) and BOOTSTRAPPED in answer
+                if bootstraps:
+                    demo = answer.get(BOOTSTRAPPED)
+                    return demo if isinstance(demo, Mapping) else None
+            prediction, score = await self.run(example, ())
+            good = bool(score) if task.threshold is None else score >= task.threshold
+            return {**example, **prediction} if prediction is not None and good else None
+
+        return attempt
+
+    async def _ask(self, example: Mapping[str, Any], state: Mapping[str, Any], metric: str | None) -> TaskReply | None:
+        """The reply of one of this node's workers; None if the run failed."""
+        data = msgspec.json.encode(state, enc_hook=str) if state else None
+        message = RunTask(self._task.program, pack(dict(example)), data, metric, self._task.task_timeout_s)
+        async with self._gate:
+            try:
+                reply = await self._mesh.request(
+                    self._mesh.me.node_id, message, timeout_s=self._task.task_timeout_s + 5
+                )
+            except MeshError:
+                return None
+        return None if reply.error is not None else reply
+
+
+def _demo(fields: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(fields, enc_hook=str, order="sorted")
+
+
+async def _all_until(work: Sequence[Any], until: float) -> None:
+    """Run all of it, and cancel at a time on the loop's clock what has not ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        async with asyncio.timeout_at(until):
+            await asyncio.gather(*tasks)
+    except TimeoutError:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
