@@ -78,8 +78,12 @@ class Beliefs:
 
     @property
     def retransmissions(self) -> int:
-        """How often each update is passed on."""
-        return self._settings.retransmit_multiplier * len(str(self.table.live + 1))
+        """How often each update is passed on.
+
+        A node misses one with probability exp(-copies * (1 - loss)). memberlist's multiplier * digits leaves a fifth
+        of all updates incomplete in a mesh of 9 at 25 % loss, until state is exchanged; these two more, one in 1000.
+        """
+        return self._settings.retransmit_multiplier * (2 + len(str(self.table.live + 1)))
 
     def learn(self, update: bytes, *, sent: int = 0) -> None:
         """Take in a claim, load or event as it was heard; what was seen before or is outranked changes nothing.

@@ -93,5 +93,5 @@ class Broadcasts:
         left = self.membership.take(room - for_shouts - for_load, limit, chosen)
         left = self.shouts.take(left + for_shouts, limit, chosen)
         # Load is repeated less: the next one comes soon.
-        self.load.take(left + for_load, max(2, limit // 2), chosen)
+        self.load.take(left + for_load, max(2, limit // 3), chosen)
         return chosen

@@ -17,10 +17,10 @@ class Settings:
     are asked, until the interval ends. suspicion_*: see `suspicion`. buddies: how many members, on average, ping a
     suspect when they hear of it, and tell it so (0: nobody, plain SWIM). health_max: how far an unhealthy node
     stretches its probes (Lifeguard); 0: never. gossip_*: what is new goes to `gossip_fanout` members each interval,
-    each update `retransmit_multiplier * ceil(log10(N + 1))` times. push_pull_*: state exchange with one random member;
-    the pause doubles from min to interval while nothing new comes of it. retry_*: pings to the dead, in case they came
-    back; doubled up to the maximum. dead_kept_*, left_kept_*: after that a member is forgotten. load_*: how often a
-    node may gossip its load.
+    each update `retransmit_multiplier * (2 + digits of N)` times. push_pull_*: state exchange with one random
+    member; the pause doubles from min to interval while nothing new comes of it. retry_*: pings to the dead, in
+    case they came back; doubled up to the maximum. dead_kept_*, left_kept_*: after that a member is forgotten.
+    load_*: how often a node may gossip its load.
     """
 
     tick_s: float

@@ -1,263 +1,153 @@
 """Measures membership's production core under the virtual clock: `python -m tests.simulation.membership_report`.
 
-Prints, for each size and loss: how long one update takes to reach 50, 99, 99.99 and 100 % of the nodes, beside the
-epidemic formula; what a node sends per second when nothing happens; how long a true failure takes until all know;
-false positives; and what starved nodes, joins and restarts do. Everything follows from the seed.
+Prints one table, a row for each size and condition, as it stands in docs/membership.md. Everything follows from the
+seed. All of it takes about a quarter of an hour of CPU; rows are measured side by side on as many cores as there are.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-from meshnode.membership.messages import Record
-from meshnode.membership.settings import LAN, Settings, plain_swim
-from meshnode.mesh import MemberChange
-from tests.simulation.membership import Cluster, Node, make_record
-from tests.simulation.network import Faults
+from meshnode.membership.settings import LAN, plain_swim
+from tests.simulation.membership_measures import (
+    FalseDeaths,
+    Spread,
+    Upheaval,
+    cluster_of,
+    cost_of_idling,
+    cut_some_one_way,
+    formula_s,
+    join_storm,
+    make_sick,
+    mass_restart,
+    spread_one_update,
+    time_one_death,
+)
 
+SETTLE_S = 75.0  # until the pauses between state exchanges have grown to their full length
+IDLE_S = {10: 3600.0, 100: 600.0, 1000: 120.0}  # how long nothing happens; false positives are counted meanwhile
+REPEATED = 3  # updates and deaths; the slowest of each is told
+ONE_WAY = 0.05  # share of all links that pass nothing in one direction
 
-def cluster_of(count: int, *, loss: float = 0.0, seed: int = 1, settings: Settings = LAN) -> tuple[Cluster, list[Node]]:
-    """A warm cluster: all know all."""
-    cluster = Cluster(settings, seed=seed, faults=Faults(loss=loss))
-    return cluster, cluster.warm(count)
-
-
-def formula_s(count: int, loss: float, settings: Settings = LAN) -> float:
-    """Time until 99.99 % know one update: rounds = (ln(N + 1) + ln 9999) / (fan-out / 2 * (1 - loss))."""
-    rounds = math.ceil((math.log(count + 1) + math.log(9999)) / (0.5 * settings.gossip_fanout * (1 - loss)))
-    return rounds * settings.gossip_interval_ticks * settings.tick_s
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Seconds until that share of the nodes knew."""
-
-    half: float
-    most: float  # 99 %
-    nearly_all: float  # 99.99 %
-    all: float
-
-
-def spread_of(times: list[float], count: int) -> Spread:
-    """Where `times` are when each of `count` nodes learned; who never did counts as infinity."""
-    ordered = sorted(times) + [math.inf] * (count - len(times))
-
-    def at(share: float) -> float:
-        return ordered[max(0, math.ceil(share * count) - 1)]
-
-    return Spread(at(0.5), at(0.99), at(0.9999), ordered[-1])
-
-
-def spread_one_update(cluster: Cluster, source: Node, within_s: float = 60.0) -> Spread:
-    """One node changes its tags; when do the others know?"""
-    began = cluster.clock.now
-    target = source.swim.me.incarnation + 1
-    learned: dict[str, float] = {source.address: 0.0}
-
-    def watch(node: Node, change: MemberChange) -> None:
-        if change.member.node_id == source.node_id and change.member.incarnation >= target:
-            learned.setdefault(node.address, cluster.clock.now - began)
-
-    cluster.watchers.append(watch)
-    cluster.perform(source, source.swim.describe(tags={"zone": "b"}))
-    cluster.run(within_s, lambda: len(learned) == len(cluster.nodes))
-    cluster.watchers.remove(watch)
-    return spread_of(list(learned.values()), len(cluster.nodes))
+HEAD = (
+    "|    N | condition | 50 % | 99 % | 99.99 % | 100 % | formula | msg/s | bytes/s | false/h (counted, in)"
+    " | death known to all | memberlist |\n"
+    "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Per node and second, sent: datagrams, their bytes with headers, bytes of state exchange; largest datagram."""
+class Condition:
+    """What the mesh has to live with. `starved` is the share of its nodes, at least one if above 0."""
 
-    messages: float
-    bytes: float
-    exchanged: float
-    largest: int
+    name: str
+    loss: float = 0.0
+    one_way: float = 0.0
+    starved: float = 0.0
+    lifeguard: bool = True
 
 
-def cost_of_idling(cluster: Cluster, nodes: list[Node], seconds: float) -> Cost:
-    """What nodes send when nothing happens."""
-    before = [(node.sent_messages, node.sent_bytes, node.exchanged_bytes) for node in nodes]
-    cluster.run(seconds)
-    per = len(nodes) * seconds
-    return Cost(
-        sum(node.sent_messages - was[0] for node, was in zip(nodes, before, strict=True)) / per,
-        sum(node.sent_bytes - was[1] for node, was in zip(nodes, before, strict=True)) / per,
-        sum(node.exchanged_bytes - was[2] for node, was in zip(nodes, before, strict=True)) / per,
-        cluster.largest_datagram,
+CONDITIONS = (
+    Condition("quiet"),
+    Condition("5 % loss", loss=0.05),
+    Condition("25 % loss", loss=0.25),
+    Condition("5 % of links one-way", one_way=ONE_WAY),
+    Condition("1 % of nodes starved", starved=0.01),
+    Condition("the same, plain SWIM", starved=0.01, lifeguard=False),
+)
+STORMS: dict[str, Callable[..., Upheaval]] = {
+    "all join one seed at once": join_storm,
+    "a fifth restarts at once": partial(mass_restart, share=0.2),
+}
+
+
+def memberlist_s(count: int) -> float:
+    """When memberlist's figures let all know a death: noticed, asked indirectly, suspected, told.
+
+    Mean time until somebody probes it e/(e - 1) intervals of 1 s, one interval until the accusation, the shortest
+    suspicion 4 * max(1, log10 N) s, and the epidemic's time.
+    """
+    return math.e / (math.e - 1) + 1 + 4 * max(1.0, math.log10(count)) + formula_s(count, 0.0)
+
+
+def slowest(spreads: list[Spread]) -> Spread:
+    """The slowest at each share."""
+    return Spread(
+        max(spread.half for spread in spreads),
+        max(spread.most for spread in spreads),
+        max(spread.nearly_all for spread in spreads),
+        max(spread.all for spread in spreads),
     )
 
 
-class FalseDeaths:
-    """Counts how often a running node believes a running node dead: a healthy one, or one of the `sick`.
-
-    Who is sick answers nobody for seconds, so its death is false only in hindsight; a healthy one's is an accuser's
-    mistake.
-    """
-
-    def __init__(self, cluster: Cluster, sick: Iterable[Node] = ()) -> None:
-        self.cluster = cluster
-        self.sick = {node.address for node in sick}
-        self.of_healthy = 0
-        self.of_sick = 0
-        cluster.watchers.append(self._watch)
-
-    def _watch(self, node: Node, change: MemberChange) -> None:
-        member = change.member
-        if member.state != "dead" or change.before == "dead" or member.address not in self.cluster.nodes:
-            return
-        if member.address in self.sick:
-            self.of_sick += 1
-        else:
-            self.of_healthy += 1
+def told(spread: Spread) -> str:
+    """The four columns of a spread."""
+    return f"{spread.half:.2f} | {spread.most:.2f} | {spread.nearly_all:.2f} | {spread.all:.2f}"
 
 
-@dataclass(frozen=True)
-class Death:
-    """Seconds from a true failure until the first suspects, the first is sure, and all are."""
-
-    suspected: float
-    first: float
-    all: float
-    false: int
-
-
-def time_one_death(cluster: Cluster, victim: Node, within_s: float = 60.0) -> Death:
-    """Kill one node; when do the others know?"""
-    began = cluster.clock.now
-    node_id = victim.node_id
-    learned: dict[str, float] = {}
-    suspected: list[float] = []
-    false = FalseDeaths(cluster)
-
-    def watch(node: Node, change: MemberChange) -> None:
-        if change.member.node_id == node_id:
-            if change.member.state == "suspect":
-                suspected.append(cluster.clock.now - began)
-            elif change.member.state == "dead":
-                learned.setdefault(node.address, cluster.clock.now - began)
-
-    cluster.watchers.append(watch)
-    cluster.kill(victim)
-    cluster.run(within_s, lambda: len(learned) == len(cluster.nodes))
-    cluster.watchers.remove(watch)
-    times = [*learned.values(), *[math.inf] * (len(cluster.nodes) - len(learned))]
-    return Death(min(suspected, default=math.inf), min(times), max(times), false.of_healthy)
+def measure(count: int, condition: Condition, seed: int) -> str:
+    """One row: a mesh under a lasting condition."""
+    settings = LAN if condition.lifeguard else plain_swim(LAN)
+    cluster, nodes = cluster_of(count, loss=condition.loss, seed=seed, settings=settings)
+    sick = nodes[: max(1, round(condition.starved * count))] if condition.starved else []
+    healthy = nodes[len(sick) :]
+    cut_some_one_way(cluster, nodes, condition.one_way)
+    false = FalseDeaths(cluster, sick)
+    make_sick(cluster, sick)
+    cluster.run(SETTLE_S)
+    idle_s = IDLE_S.get(count, 120.0)
+    cost = cost_of_idling(cluster, healthy, idle_s)
+    counted, counted_s = false.of_healthy, cluster.clock.now
+    spread = slowest([spread_one_update(cluster, healthy[at], deaf=sick) for at in range(REPEATED)])
+    deaths = [time_one_death(cluster, healthy[-1 - at], deaf=sick).all for at in range(REPEATED)]
+    cells = (
+        count,
+        condition.name,
+        told(spread),
+        f"{formula_s(count, condition.loss):.1f}",
+        f"{cost.messages:.1f}",
+        f"{cost.bytes + cost.exchanged:.0f}",
+        f"{counted / counted_s * 3600:.0f} ({counted}, {counted_s:.0f} s)",
+        f"{max(deaths):.1f}",
+        f"{memberlist_s(count):.1f}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def starve(settings: Settings, *, count: int, sick: int, seconds: float, seed: int = 1) -> FalseDeaths:
-    """Some nodes are so short of CPU that what arrives waits for seconds, while their timers fire.
-
-    That is the worst case: our driver holds ticks back as well when the loop is late. What is wrongly believed?
-    """
-    cluster, nodes = cluster_of(count, seed=seed, settings=settings)
-    cluster.run(2)
-    false = FalseDeaths(cluster, nodes[:sick])
-    for node in nodes[:sick]:
-        node.timers_run = True
-        cluster.starve(node, stall_s=(2.0, 20.0), run_s=(0.05, 0.5))
-    cluster.run(seconds)
-    return false
-
-
-def cut_one_way(count: int, share: float, *, seconds: float, seed: int = 1) -> int:
-    """A share of all links passes nothing in one direction; how many false deaths?"""
-    cluster, nodes = cluster_of(count, seed=seed)
-    false = FalseDeaths(cluster)
-    for one in nodes:
-        for other in nodes:
-            if one is not other and cluster.rng.random() < share:
-                cluster.network.cut_one_way(one.address, other.address)
-    cluster.run(seconds)
-    return false.of_healthy
-
-
-def time_join_storm(count: int, *, loss: float = 0.0, seed: int = 1, within_s: float = 120.0) -> float:
-    """`count` nodes join one seed within 100 ms; seconds until all know all."""
-    cluster = Cluster(LAN, seed=seed, faults=Faults(loss=loss))
-    seed_node = cluster.start(make_record("n0"))
-    known = 0
-
-    def watch(node: Node, change: MemberChange) -> None:
-        nonlocal known
-        known += change.before is None
-
-    cluster.watchers.append(watch)
-    for i in range(1, count):
-        node = cluster.start(make_record(f"n{i}"))
-        cluster.clock.call_later(cluster.rng.random() * 0.1, lambda node=node: cluster.join(node, seed_node))  # type: ignore[misc]
-    cluster.run(within_s, lambda: known == count * (count - 1))
-    return cluster.clock.now if known == count * (count - 1) else math.inf
-
-
-def time_mass_restart(count: int, share: float, *, seed: int = 1, within_s: float = 120.0) -> float:
-    """A share of the nodes is killed and starts again 3 s later as another life; seconds until all agree again."""
-    cluster, nodes = cluster_of(count, seed=seed)
-    cluster.run(2)
-    gone = nodes[: max(1, int(count * share))]
-    for node in gone:
-        cluster.kill(node)
-    cluster.run(3)
-    began = cluster.clock.now
-    for old in gone:
-        again = cluster.start(replace_started(old, started=50_000))
-        cluster.join(again, nodes[-1])
-    for _ in range(int(within_s)):
-        cluster.run(0.5)
-        if cluster.all_agree():
-            return cluster.clock.now - began
-    return math.inf
-
-
-def replace_started(node: Node, *, started: int) -> Record:
-    return make_record(node.name, started=started)
+def measure_storm(count: int, name: str, seed: int) -> str:
+    """One row: many changes at once."""
+    seen = STORMS[name](count, seed=seed)
+    took = seen.spread.all
+    return (
+        f"| {count} | {name} | {told(seen.spread)} | | {seen.cost.messages:.1f} |"
+        f" {seen.cost.bytes + seen.cost.exchanged:.0f} | ({seen.false}, {took:.0f} s) | | |"
+    )
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    seed = arguments.seed
-    print(f"LAN profile, seed {seed}. Times are seconds of virtual time; traffic is per node and second.\n")
-    print(
-        "    N  loss |  50 %   99 %  99.99 %  100 %  formula | msg/s  B/s  largest | suspected  dead  all know false/h"
-    )
-    for count in arguments.sizes:
-        for loss in (0.0, 0.05, 0.25):
-            cluster, nodes = cluster_of(count, loss=loss, seed=seed)
-            false = FalseDeaths(cluster)
-            cluster.run(2)
-            spread = spread_one_update(cluster, nodes[0])
-            cluster.run(40 if count < 1000 else 10)
-            cost = cost_of_idling(cluster, nodes, 20)
-            death = time_one_death(cluster, nodes[-1])
-            print(
-                f"{count:5} {loss:4.0%}  | {spread.half:5.2f} {spread.most:6.2f} {spread.nearly_all:7.2f}"
-                f" {spread.all:7.2f} {formula_s(count, loss):8.1f} | {cost.messages:5.1f}"
-                f" {cost.bytes + cost.exchanged:5.0f} {cost.largest:6}  | {death.suspected:8.1f} {death.first:6.1f}"
-                f" {death.all:8.1f} {false.of_healthy / cluster.clock.now * 3600:7.1f}",
-                flush=True,
-            )
-    print("\nfalse deaths believed in 120 s; at 1 % of the nodes what arrives waits 2 to 20 s, again and again")
-    for count in [size for size in arguments.sizes if size >= 100]:
-        for name, settings in (("plain SWIM", plain_swim(LAN)), ("with Lifeguard", LAN)):
-            false = starve(settings, count=count, sick=max(1, count // 100), seconds=120, seed=seed)
-            print(
-                f"{count:5}  {name:15} of healthy nodes {false.of_healthy:6}, of starved {false.of_sick:6}", flush=True
-            )
-    print("\nfalse deaths in 60 s with 5 % of all links cut in one direction")
-    for count in [size for size in arguments.sizes if size <= 100]:
-        print(f"{count:5}  {cut_one_way(count, 0.05, seconds=60, seed=seed)}", flush=True)
-    print("\nall join one seed within 100 ms; a fifth is killed and starts again 3 s later: seconds until all agree")
-    for count in sorted({*arguments.sizes, 50}):
-        storm = time_join_storm(count, seed=seed)
-        restart = time_mass_restart(count, 0.2, seed=seed)
-        print(f"{count:5}  join storm {storm:6.1f}   mass restart {restart:6.1f}", flush=True)
+    began = time.monotonic()
+    print(f"LAN profile, seed {arguments.seed}; times are seconds of virtual time, traffic is per node.\n\n{HEAD}")
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        rows = [
+            *(pool.submit(measure, size, each, arguments.seed) for size in arguments.sizes for each in CONDITIONS),
+            *(pool.submit(measure_storm, size, name, arguments.seed) for size in arguments.sizes for name in STORMS),
+        ]
+        for row in rows:
+            print(row.result(), flush=True)
+    print(f"\nmeasured in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
