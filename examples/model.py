@@ -8,6 +8,8 @@ import time
 
 import httpx
 
+from meshnode.lm import usage
+
 ATTEMPTS = 8
 MAX_WAIT_S = 10.0
 
@@ -51,12 +53,16 @@ class Model:
                 said = f"{type(error).__name__}: {error}"
                 continue
             if reply.status_code == 200:
+                asked, said_back = _tokens(reply)
+                usage.count(self._name, prompt_tokens=asked, completion_tokens=said_back)
                 return _content(reply)
             said = f"{reply.status_code}: {_message(reply)}"
             if reply.status_code == 429:
                 wait_s = min(MAX_WAIT_S, _retry_after_s(reply, wait_s))
             elif reply.status_code < 500:
+                usage.count(self._name, error=said)
                 raise ModelError(f"{self._url} refused with {said}; check LM_BASE, LM_KEY and LM_MODEL")
+        usage.count(self._name, error=said)
         raise ModelError(f"{self._url} did not answer in {ATTEMPTS} tries, the last with {said}")
 
     def close(self) -> None:
@@ -69,6 +75,14 @@ def _content(reply: httpx.Response) -> str:
         return str(reply.json()["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError):
         raise ModelError(f"{reply.url} answered 200, but not with a chat completion: {reply.text[:200]!r}") from None
+
+
+def _tokens(reply: httpx.Response) -> tuple[int, int]:
+    try:
+        told = reply.json()["usage"]
+        return int(told["prompt_tokens"]), int(told["completion_tokens"])
+    except (ValueError, KeyError, TypeError):
+        return 0, 0  # not all endpoints tell
 
 
 def _message(reply: httpx.Response) -> str:

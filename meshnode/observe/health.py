@@ -1,9 +1,12 @@
-"""How the node's replicated state is: the two components of `/health` that are about it."""
+"""How the node's replicated state and its programs' models are: three of the components of `/health`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from meshnode.lm.usage import FAILING
+from meshnode.observe.logs import hide_in_text
 
 SLOW_SYNC_S = 2.0  # a disk that takes longer for one sync holds up every write that it votes on
 
@@ -29,3 +32,13 @@ def state_health(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "failed": log.get("failed"),
     }
     return {"consensus": consensus, "storage": storage}
+
+
+def model_health(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the models answer that this node's programs ask: degraded while one fails time after time, off while
+    none was asked. Told by the requests themselves: none is made to find out."""
+    told = [{**model, "error": hide_in_text(model["error"])} for model in models]
+    failing = [model for model in told if model["failing"] >= FAILING]
+    status = "degraded" if failing else "ok" if told else "off"
+    last = failing[0] if failing else next((model for model in told if model["error"]), None)
+    return {"status": status, "last_error": last and f"{last['model']}: {last['error']}", "models": told}

@@ -121,6 +121,11 @@ def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: redaction._clean(name, value) for name, value in values.items()}
 
 
+def hide_in_text(text: str) -> str:
+    """A text from elsewhere, without the secrets that can be recognised in it."""
+    return Redaction(secrets_of(os.environ))._text(text)
+
+
 class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on, under its logger's name."""

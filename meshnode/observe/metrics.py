@@ -41,6 +41,7 @@ class _NodeCollector(Collector):
         workers = self._node.health().get("workers") or {}
         yield from _members(self._node, workers)
         yield from _workers(workers)
+        yield from _models((self._node.health().get("model") or {}).get("models") or ())
         yield from _consensus(status)
         yield from _channels(status.get("channels") or {})
         yield from _evaluations(status.get("evaluated") or {})
@@ -82,6 +83,20 @@ def _workers(counts: Mapping[str, Any]) -> Iterator[Metric]:
     yield tasks
     # A worker that crashed too often in a row is not started again: what an alert should look at.
     yield GaugeMetricFamily("meshnode_worker_given_up", "Workers not started again.", value=len(counts["given_up"]))
+
+
+def _models(models: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "meshnode_lm_requests", "Requests of this node's programs to models.", labels=["model", "status"]
+    )
+    tokens = CounterMetricFamily("meshnode_lm_tokens", "Tokens of those that were answered.", labels=["model", "kind"])
+    for one in models:
+        requests.add_metric([one["model"], "ok"], one["answered"])
+        requests.add_metric([one["model"], "failed"], one["failed"])
+        tokens.add_metric([one["model"], "prompt"], one["prompt_tokens"])
+        tokens.add_metric([one["model"], "completion"], one["completion_tokens"])
+    yield requests
+    yield tokens
 
 
 def _consensus(status: Mapping[str, Any]) -> Iterator[Metric]:

@@ -27,6 +27,7 @@ from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
 from meshnode.observe.health import model_health
+from meshnode.observe.health import model_health
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
 from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address
@@ -96,6 +97,7 @@ class Parts:
             "membership": {"status": "ok", "alive": living},
             "channels": {"status": "ok"},
             "workers": {"status": "degraded" if workers.get("given_up") else "ok", **workers},
+            "model": model_health(self.work.models()),
             "model": model_health(self.work.models()),
         }
 

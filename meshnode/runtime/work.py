@@ -126,6 +126,10 @@ class Work:
         """The pool's figures; empty while there is none."""
         return self._pool.statistics() if self._pool is not None else {}
 
+    def models(self) -> list[dict[str, Any]]:
+        """What this node's programs asked of models so far."""
+        return self._pool.models.describe() if self._pool is not None else []
+
     async def drain(self, timeout_s: float) -> None:
         """Take no more tasks and wait for those that run."""
         if self._pool is not None:

@@ -13,12 +13,14 @@ from typing import Any
 from channels.errors import Fault
 from meshnode.app import App
 from meshnode.errors import Closed, InvalidInput, MeshError, Overloaded, WorkerCrashed, from_fault
+from meshnode.lm.usage import Tally
 from meshnode.values import pack, unpack
 from meshnode.workers.assignment import Assignment
 from meshnode.workers.hosts import Host, ThreadHost
 from meshnode.workers.jobs import Job, Limits
 from meshnode.workers.protocol import (
     MAX_ATTEMPTS,
+    Asked,
     Cancel,
     Declined,
     Done,
@@ -82,6 +84,7 @@ class WorkerPool:
         self._watch: asyncio.TimerHandle | None = None
         self._run_s = 0.0
         self._counts = dict.fromkeys(_COUNTED.split(), 0)
+        self.models = Tally()  # what programs asked of models
 
     # Life.
 
@@ -304,6 +307,8 @@ class WorkerPool:
         for message in messages:
             if isinstance(message, Done):
                 self._done(member, message)
+            elif isinstance(message, Asked):
+                self.models.add(message.uses)
             elif member is None:
                 continue
             elif isinstance(message, Declined):

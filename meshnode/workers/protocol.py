@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from meshnode.lm.usage import Use
+
 MAX_ATTEMPTS = 3
 MAX_TOOL_DEPTH = 8
 MESSAGE_CHARACTERS = 4_000
@@ -183,8 +185,14 @@ class ToolCall(msgspec.Struct, array_like=True, frozen=True, tag=28):
     args: bytes
 
 
+class Asked(msgspec.Struct, array_like=True, frozen=True, tag=29):
+    """What programs asked of models since this was told last."""
+
+    uses: list[Use]
+
+
 ToWorker: TypeAlias = Begin | Run | RunTool | Cancel | Ping | Variables | ToolAnswer | Stop
-FromWorker: TypeAlias = Hello | Ready | Failed | Done | Declined | TimedOut | Stuck | Pong | ToolCall
+FromWorker: TypeAlias = Hello | Ready | Failed | Done | Declined | TimedOut | Stuck | Pong | ToolCall | Asked
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(list[ToWorker]).decode

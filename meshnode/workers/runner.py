@@ -24,11 +24,13 @@ from meshnode.app import App
 from meshnode.blame import user_traceback
 from meshnode.declarations import session_variables
 from meshnode.errors import Closed, InvalidInput, MeshError, MeshTimeout, UnknownMethod, from_fault
+from meshnode.lm import usage
 from meshnode.values import pack, unpack
 from meshnode.workers.programs import Program, Programs
 from meshnode.workers.protocol import (
     MESSAGE_CHARACTERS,
     TRACEBACK_CHARACTERS,
+    Asked,
     Cancel,
     Declined,
     Done,
@@ -103,6 +105,7 @@ class Runner:
         if isinstance(message, Run):
             self._run(message.job, message.task)
         elif isinstance(message, Ping):
+            self._tell_models()
             self._send(Pong())
         elif isinstance(message, Cancel):
             self._cancel(message.job)
@@ -188,10 +191,15 @@ class Runner:
             running.timer.cancel()
         for call in running.calls:
             self._calls.pop(call, None)
+        self._tell_models()
         if running.dropped or running.outcome is None:
             self._send(Done(running.job, TaskResult(worker=self._name)))
         else:
             self._send(running.outcome)
+
+    def _tell_models(self) -> None:
+        if uses := usage.take():
+            self._send(Asked(uses))
 
     def _hand_over(self, running: _Running) -> None:
         """In a thread: it is done with this job."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
 from meshnode.app import App
@@ -22,6 +23,7 @@ from meshnode.integrations.dspy import failures, state
 from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
 from meshnode.integrations.dspy.models import as_models, check_sampling, make, make_adapter
 from meshnode.integrations.dspy.structure import classes_of, named_predictors, submodules
+from meshnode.lm import usage
 
 CALL = "mesh.dspy.call"
 REPLY = "mesh.dspy.reply"
@@ -54,7 +56,8 @@ class Served:
         """Run one task."""
         if inputs.keys() == {CALL}:
             return self._serve(inputs[CALL])
-        with dspy.context(lm=self._default_model(), trace=[], disable_history=True):
+        counted = {"usage_tracker": Counting(), "callbacks": _with_failures()}
+        with dspy.context(lm=self._default_model(), trace=[], disable_history=True, **counted):
             return as_mapping(self._module(**self._inputs_of(inputs)))
 
     def _serve(self, call: Any) -> Any:
@@ -107,6 +110,35 @@ class Served:
         return {name: value for name, value in example.items() if name in names and name not in PRIVILEGED}
 
 
+class Counting(UsageTracker):
+    """DSPy's own record of a run's usage, which the node's metrics also get to know; a cache's answers are none."""
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """One answered request."""
+        prompt, completion = (usage_entry.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
+        usage.count(lm, prompt_tokens=prompt, completion_tokens=completion)
+        super().add_usage(lm, usage_entry)
+
+
+class Failures(BaseCallback):
+    """Counts the requests that no model answered, after all of DSPy's own tries."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, str] = {}
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """A model is asked."""
+        del inputs
+        self._asked[call_id] = str(getattr(instance, "model", type(instance).__name__))
+
+    def on_lm_end(self, call_id: str, outputs: dict[str, Any] | None, exception: Exception | None = None) -> None:
+        """It answered, or not."""
+        del outputs
+        model = self._asked.pop(call_id, "")
+        if exception is not None:
+            usage.count(model, error=f"{type(exception).__name__}: {exception}")
+
+
 class Recording:
     """What one run of a program leaves: its outcome, the trace, the usage and the LM's history."""
 
@@ -116,12 +148,13 @@ class Recording:
         self._module = module
         self._classes = classes
         self.trace: list[Any] = []
-        self._usage = UsageTracker()
+        self._usage = Counting()
         self._history: list[Any] = []
 
     def context(self, settings: Mapping[str, Any]) -> Any:
         """DSPy's settings for the run."""
-        return dspy.context(**settings, trace=self.trace, usage_tracker=self._usage, mesh_recording=self)
+        told = {"usage_tracker": self._usage, "callbacks": _with_failures(), "mesh_recording": self}
+        return dspy.context(**settings, trace=self.trace, **told)
 
     @property
     def usage(self) -> list[tuple[str, dict[str, Any]]]:
@@ -211,6 +244,10 @@ def _recorded(lm: Any) -> Any:
     if lm is not None:
         lm.update_history = _remember
     return lm
+
+
+def _with_failures() -> list[Any]:
+    return [*(dspy.settings.get("callbacks") or []), Failures()]
 
 
 def _remember(entry: dict[str, Any]) -> None:
