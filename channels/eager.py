@@ -28,6 +28,10 @@ class _Capture:
 
 if sys.version_info >= (3, 12):
 
+    def starts_here(_: asyncio.AbstractEventLoop) -> bool:
+        """Whether `start` takes the first step if it is called here."""
+        return True
+
     def start(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
         """A task that has taken its first step; it may be done."""
         return asyncio.Task(coroutine, loop=loop, eager_start=True)
@@ -35,13 +39,17 @@ if sys.version_info >= (3, 12):
 else:
     _capture = _Capture()
 
+    def starts_here(loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether `start` takes the first step if it is called here: not inside a task."""
+        return asyncio.current_task(loop) is None
+
     def start(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
         """A task that has taken its first step, unless we are inside a task already; it may be done.
 
         Python 3.12 has this as `eager_start`. Before it, the loop's call_soon is covered for the moment in which the
         task schedules its first step, and the step is taken here. Nothing else can run in that moment.
         """
-        if asyncio.current_task(loop) is not None:
+        if not starts_here(loop):
             return loop.create_task(coroutine)
         covered: Any = loop
         covered.call_soon = _capture

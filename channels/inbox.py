@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import deque
 from collections.abc import Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from channels.envelope import (
@@ -31,6 +33,7 @@ from channels.envelope import (
 )
 from channels.errors import Fault, Malformed
 from channels.peers import Peer
+from channels.service import Begun
 from channels.transport import Handler, Incoming
 from channels.wire import Bytes, Path
 
@@ -105,6 +108,9 @@ class Inbox:
         self._body = body
         calls, handler, name, lag = self._calls, self._handler, self._name, peer.lag
         answered = 0.0
+        router = self._router
+        whole_below, ordered = router.whole_below, router.delivery is not None
+        begun: deque[Begun] = deque()  # coroutines to be run, in order
         for message in messages:
             kind = type(message)
             if kind is Response:
@@ -129,24 +135,32 @@ class Inbox:
                 try:
                     args, stream = message.args, message.stream
                     reply = handler(Incoming(name, peer.id, message.command, args, deadline, stream, message.context))
-                    if type(reply) is bytes and not stream and len(reply) <= self._router.whole_below:
-                        if self._router.delivery is None:
+                    if type(reply) is bytes and not stream and len(reply) <= whole_below:
+                        if ordered:
+                            router.post(peer, Response(message.id, True, reply), len(reply))
+                        else:
                             peer.outbox.append(Response(message.id, True, reply))
                             peer.out_bytes += len(reply) + 48
                             if not peer.dirty:
-                                self._router.outbox.mark(peer)
-                        else:
-                            self._router.post(peer, Response(message.id, True, reply), len(reply))
+                                router.outbox.mark(peer)
+                    elif type(reply) is CoroutineType and not stream:
+                        begun.append((message, deadline, reply))
+                        if ordered:
+                            router.service.take_turns(peer, begun)
                     else:
-                        self._router.serve(peer, message, reply, deadline)
+                        router.service.start(peer, message, reply, deadline)
                 except Exception as error:
-                    self._router.service.fail(peer, message, self._router.service.fault(error))
+                    router.service.fail(peer, message, router.service.fault(error))
             else:
+                if begun:
+                    router.service.take_turns(peer, begun)  # it may be about one of them
                 try:
                     self._take[kind](peer, message)
                 except Exception:
                     # A handler that fails is answered above; this is a message we could not make sense of.
                     self._drops.count("failed")
+        if begun:
+            router.service.take_turns(peer, begun)
         if answered:
             peer.rtt_s = now - answered
             peer.rtt.record(peer.rtt_s)

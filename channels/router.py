@@ -15,7 +15,7 @@ from typing import Any
 from channels.chunks import Chunks
 from channels.codec import Codec, MessagePackCodec
 from channels.coordination import Delivery, Kept
-from channels.envelope import Cancel, Credit, Event, Request, Response, Window
+from channels.envelope import Cancel, Credit, Event, Request, Response
 from channels.errors import Fault, TooLarge, error_from_fault
 from channels.inbox import Inbox
 from channels.links import Links
@@ -32,8 +32,6 @@ from channels.wire import Bytes, Path, Wire
 
 #: How often a peer that takes nothing is tried again at most; each try encodes a packet.
 UNBLOCK_S = 0.001
-#: No request is served longer, whatever deadline it claims.
-LONGEST_S = 86400.0
 
 
 class _Done:
@@ -114,7 +112,6 @@ class Router:
         # Its link is None: what we send to ourselves never reaches the wire.
         self.me.path = Path(node_id, None, outbound=False, address="", opened_at=0.0)
         self.me.lag = -self._wall
-        self.service = Service(self.post, self.drops, lambda: self.drops.count("handler_failed"))
         self.topics = Topics(spec, self.limits, self.peers, self.post, self.drops)
         self.chunks = Chunks(spec, self.push, self.outbox.send_chunk, self._refused_body, self.drops)
         self.delivery = (
@@ -123,6 +120,7 @@ class Router:
         self.whole_below = spec.chunk_from or spec.body_bytes
         # Acknowledged channels need more than the short path does, so nothing is short enough for it there.
         self._short_below = -1 if self.delivery else self.whole_below
+        self.service = Service(self)
         self._inbox = Inbox(self, handler, codec.decode)
         self.fail = self._inbox.fail
         self.sweep = Sweep(self)
@@ -342,25 +340,6 @@ class Router:
         """Try again where the wire was full."""
         if self.outbox.blocked and time.monotonic() - self._unblocked_at > UNBLOCK_S:
             self.unblock()
-
-    def serve(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
-        """Carry on with a handler's reply that is not plain bytes, within the bounds on what may be served."""
-        serving = len(self.service.works)
-        if peer.serving >= self.spec.in_flight or serving >= self.limits.serving:
-            self.drops.count("overloaded")
-            if asyncio.iscoroutine(reply):
-                reply.close()
-            fault = Fault("overloaded", f"{self.me.id} serves {serving} requests on {self.name}, its limit", 0.05)
-            self.service.fail(peer, request, fault)
-            return
-        self.service.start(peer, request, reply, min(deadline, time.monotonic() + LONGEST_S))
-        self.arm()
-        # A fair share of what may be served here becomes the window of those who use it, while it is scarce.
-        if serving > self.limits.serving // 2:
-            share = max(1, self.limits.serving // max(1, sum(1 for one in self.peers if one.serving)))
-            if share < peer.granted:
-                peer.granted = share
-                self.push(peer, Window(share), 0)
 
     def on_garbage(self, reason: str) -> None:
         """Count what is not from any peer."""

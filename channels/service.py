@@ -2,26 +2,37 @@
 
 A coroutine or stream runs as a task with the caller's deadline; it is cancelled when the caller cancels, goes away, or
 the deadline passes, and then nothing is sent, for nobody waits.
+
+Most coroutines finish without ever waiting, and a task for each would cost more than all the rest of a request. So one
+task, a turn, takes the coroutines of a packet one after the other, each to its end. The first that has to wait keeps
+the task to itself, and another turn takes those that are left. To a handler it looks like a task of its own: it may
+use timeouts and task groups, and nobody else sees the context variables it sets.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
 from inspect import isawaitable
-from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from channels.eager import start
-from channels.envelope import End, Part, Request, Response
+from channels.eager import start, starts_here
+from channels.envelope import End, Part, Request, Response, Window
 from channels.errors import ChannelError, Fault
 from channels.peers import Peer
-from channels.statistics import Drops
 from channels.streams import CREDIT
 from channels.transport import FaultError
 
+if TYPE_CHECKING:
+    from channels.router import Router
+
 #: What a task returns that has answered by itself, or has nobody to answer.
-_STREAMED = object()
+_ANSWERED = object()
+#: No request is served longer, whatever deadline it claims.
+LONGEST_S = 86400.0
 
 
 class Work:
@@ -32,33 +43,98 @@ class Work:
     def __init__(self, peer: Peer, request: Request, deadline: float) -> None:
         self.peer = peer
         self.request = request
-        self.deadline = deadline
+        self.deadline = min(deadline, time.monotonic() + LONGEST_S)
         self.credit = CREDIT
         self.refilled: asyncio.Event | None = None
         self.task: asyncio.Future[Any] | None = None
 
 
-class Service:
-    """The requests being served on one channel. `post(peer, message, body)` sends; body bytes are counted apart."""
+#: A request whose handler returned a coroutine: (request, deadline, coroutine).
+Begun = tuple[Request, float, Coroutine[Any, Any, Any]]
 
-    def __init__(self, post: Callable[[Peer, Any, int], None], drops: Drops, refused: Callable[[], None]) -> None:
-        self._post = post
-        self._drops = drops
-        self._refused = refused
+
+class Turn:
+    """What a turn is at, and, once that had to wait, the record of it."""
+
+    __slots__ = ("begun", "work")
+
+    def __init__(self) -> None:
+        self.begun: Begun | None = None
+        self.work: Work | None = None
+
+
+class Service:
+    """The requests being served on one channel."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._drops = router.drops
+        self._post = router.post
+        self._in_flight = router.spec.in_flight
+        self._most = router.limits.serving
+        # Acknowledged channels need more than the short way does, so nothing is short enough for it there.
+        self._whole_below = -1 if router.delivery is not None else router.whole_below
         self._casts = 0
         self._loop = asyncio.get_running_loop()
         self.works: dict[tuple[str, int], Work] = {}
 
+    def take_turns(self, peer: Peer, begun: deque[Begun]) -> None:
+        """Run what handlers returned for this peer, each to its end or until it waits; empties `begun`."""
+        if not starts_here(self._loop):
+            for one in begun:
+                turn = Turn()
+                turn.begun = one
+                task = self._loop.create_task(self._turn(peer, turn, deque((one,))))
+                self._wait(peer, turn, task)
+                task.add_done_callback(_closes(one))
+            begun.clear()
+        while begun:
+            turn = Turn()
+            task = start(self._turn(peer, turn, begun), self._loop)
+            if not task.done():
+                self._wait(peer, turn, task)
+
+    def _wait(self, peer: Peer, turn: Turn, task: asyncio.Task[Any]) -> None:
+        assert turn.begun is not None
+        request, deadline, _ = turn.begun
+        turn.work = Work(peer, request, deadline)
+        self._enter(turn.work, task)
+
+    async def _turn(self, peer: Peer, turn: Turn, begun: deque[Begun]) -> None:
+        """Answer one after the other, but none after one that had to wait or that left something behind."""
+        task, context = asyncio.current_task(), copy_context()
+        assert task is not None
+        outbox, whole_below, works = self._router.outbox, self._whole_below, self.works
+        while begun:
+            turn.begun = request, _, coroutine = begun.popleft()
+            if (peer.serving >= self._in_flight or len(works) >= self._most) and turn.work is None:
+                coroutine.close()
+                self._refuse(peer, request)
+                continue
+            try:
+                reply = await coroutine
+                if type(reply) is bytes and len(reply) <= whole_below:
+                    outbox.push(peer, Response(request.id, True, reply), len(reply))
+                elif type(reply) is bytes or reply is None:
+                    self._post(peer, Response(request.id, True, reply or b""), len(reply or b""))
+                else:
+                    raise _no_bytes(request, reply)
+            except Exception as error:
+                self.fail(peer, request, self.fault(error))
+            finally:
+                if turn.work is not None:
+                    self._leave(turn.work)
+            if turn.work is not None or task.cancelling() or not _is_still(context):
+                return
+
     def start(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
-        """Carry on with what a handler returned."""
-        if type(reply) is CoroutineType and not request.stream:
-            task = start(reply, self._loop)
-            if task.done():
-                self._finish(peer, request, task)
-            else:
-                self._register(Work(peer, request, deadline), task)
-        elif reply is None or isinstance(reply, bytes):
+        """Carry on with what a handler returned that is neither its answer nor a coroutine with one."""
+        if reply is None or isinstance(reply, bytes):
             self._answer(peer, request, reply or b"")
+        elif peer.serving >= self._in_flight or len(self.works) >= self._most:
+            if asyncio.iscoroutine(reply):
+                reply.close()
+            self._refuse(peer, request)
         elif hasattr(reply, "__aiter__"):
             if request.stream:
                 work = Work(peer, request, deadline)
@@ -70,17 +146,36 @@ class Service:
         else:
             raise _no_bytes(request, reply)
 
-    def _register(self, work: Work, task: asyncio.Future[Any]) -> None:
-        key = work.peer.id, work.request.id
-        work.task = task
-        work.peer.serving += 1
-        self.works[key] = work
+    def _refuse(self, peer: Peer, request: Request) -> None:
+        self._drops.count("overloaded")
+        router = self._router
+        what = f"{router.me.id} serves {len(self.works)} requests on {router.name}, its limit"
+        self.fail(peer, request, Fault("overloaded", what, 0.05))
 
-        def done(task: asyncio.Future[Any]) -> None:
+    def _enter(self, work: Work, task: asyncio.Future[Any]) -> None:
+        router, peer = self._router, work.peer
+        work.task = task
+        peer.serving += 1
+        self.works[peer.id, work.request.id] = work
+        router.arm()
+        serving = len(self.works)
+        if serving > self._most // 2:
+            # A fair share of what may be served becomes the window of those who use it, while it is scarce.
+            share = max(1, self._most // max(1, sum(1 for one in router.peers if one.serving)))
+            if share < peer.granted:
+                peer.granted = share
+                router.push(peer, Window(share), 0)
+
+    def _leave(self, work: Work) -> None:
+        if self.works.pop((work.peer.id, work.request.id), None) is not None:
             work.peer.serving -= 1
-            self.works.pop(key, None)
+
+    def _register(self, work: Work, task: asyncio.Future[Any]) -> None:
+        def done(task: asyncio.Future[Any]) -> None:
+            self._leave(work)
             self._finish(work.peer, work.request, task)
 
+        self._enter(work, task)
         task.add_done_callback(done)
 
     def _finish(self, peer: Peer, request: Request, task: asyncio.Future[Any]) -> None:
@@ -93,7 +188,7 @@ class Service:
                 self.fail(peer, request, self.fault(error))
             elif type(reply := task.result()) is bytes or reply is None:
                 self._answer(peer, request, reply or b"")
-            elif reply is not _STREAMED:
+            elif reply is not _ANSWERED:
                 raise _no_bytes(request, reply)
         except Exception as unsendable:
             self.fail(peer, request, self.fault(unsendable))
@@ -110,8 +205,8 @@ class Service:
         try:
             await awaitable
         except Exception:
-            self._refused()
-        return _STREAMED
+            self._drops.count("handler_failed")
+        return _ANSWERED
 
     def fail(self, peer: Peer, request: Request, fault: Fault) -> None:
         """Answer a request with a fault, in the form its caller waits for."""
@@ -152,7 +247,7 @@ class Service:
             return error.fault
         if isinstance(error, ChannelError):
             return Fault(error.code, str(error), error.retry_after_s)
-        self._refused()
+        self._drops.count("handler_failed")
         return Fault("internal", f"{type(error).__name__}: {error}")
 
     def _answer(self, peer: Peer, request: Request, reply: bytes) -> None:
@@ -179,8 +274,21 @@ class Service:
             if close is not None:
                 await close()
         self._post(work.peer, End(request.id, count, fault), 0)
-        return _STREAMED
+        return _ANSWERED
 
 
 def _no_bytes(request: Request, reply: Any) -> TypeError:
     return TypeError(f"the handler of {request.command} returned {type(reply).__name__}, not bytes")
+
+
+def _is_still(before: Context) -> bool:
+    """Whether the context variables here are as they were."""
+    try:
+        return copy_context() == before
+    except Exception:  # values that refuse to be compared
+        return False
+
+
+def _closes(begun: Begun) -> Callable[[object], None]:
+    """For a task that may be cancelled before it begins: a coroutine that nobody awaits would complain."""
+    return lambda _: begun[2].close()

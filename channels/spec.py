@@ -99,7 +99,7 @@ INFERENCE = ChannelSpec(
     loss_rule="refuse",
     body_bytes=64 * MIB,
     chunk_from=32 * KIB,
-    packet_bytes=32 * KIB,
+    packet_bytes=16 * KIB,
     drain_s=0.0002,
 )
 COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128)

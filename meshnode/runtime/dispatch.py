@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any
 
@@ -26,10 +25,10 @@ from meshnode.values import pack, unpack
 OURS = "mesh."
 OBSERVING = "mesh.observe."
 _encode = msgspec.msgpack.Encoder().encode
+_VALUES = frozenset({bytes, str, int, float, bool, list, dict, tuple, type(None)})
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, gc=False):
     """What a user's handler is told: who asks, and until when (on the running loop's clock)."""
 
     peer: str
@@ -88,8 +87,8 @@ class Dispatch:
             raise MeshError(f"handler {name!r}: choose a name that is not taken and does not begin with {OURS!r}")
 
         def answer(incoming: Incoming) -> Reply:
-            args = unpack(incoming.body)
-            return _reply(handler, args, Context(incoming.peer, incoming.deadline, incoming.context), pack)
+            caller = Context(incoming.peer, incoming.deadline, incoming.context)
+            return _reply(handler, unpack(incoming.body), caller, pack)
 
         self._responders[name] = answer
 
@@ -112,9 +111,9 @@ class Dispatch:
         """The users' handlers on this node, sorted."""
         return sorted(name for name in self._responders if not name.startswith(OURS))
 
-    async def call(self, peer: str, method: str, args: Any, *, timeout_s: float) -> Any:
-        """Ask a peer's user handler; `args` and the answer are any values that pack."""
-        return unpack(await self._ask("inference", peer, method, pack(args), timeout_s))
+    def call(self, peer: str, method: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
+        """Ask a peer's user handler; `body` and the answer are packed values."""
+        return self._ask("inference", peer, method, body, timeout_s)
 
     async def request(self, peer: str, message: Request[R], *, timeout_s: float) -> R:
         """Ask a peer with one of our messages."""
@@ -125,8 +124,8 @@ class Dispatch:
         return reply
 
     def _ask(self, name: ChannelName, peer: str, command: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
-        channel, span = self._channel(name), self._begin(command)
-        if span is None:
+        channel, spans = self._channels.get(name) or self._channel(name), self.spans
+        if spans is None or spans.lets_by() or (span := self._begin(command)) is None:
             return channel.request(peer, command, body, timeout_s=timeout_s)
         span.attributes["peer"] = peer
         return await_within(span, channel.request(peer, command, body, timeout_s=timeout_s, context=span.context))
@@ -205,7 +204,10 @@ class Dispatch:
 
 def _reply(responder: Callable[[Any, Any], Any], message: Any, caller: Any, encode: Callable[[Any], bytes]) -> Reply:
     answer = responder(message, caller)
-    if answer.__class__ is CoroutineType or inspect.isawaitable(answer):  # the first test is the common case, and cheap
+    kind = answer.__class__
+    if kind in _VALUES:  # the common cases first: what comes below asks a value for attributes it does not have
+        return encode(answer)
+    if kind is CoroutineType or inspect.isawaitable(answer):
         return _later(answer, encode)
     if hasattr(answer, "__aiter__"):
         return _parts(answer, encode)

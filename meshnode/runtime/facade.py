@@ -9,6 +9,7 @@ from meshnode.errors import MeshError
 from meshnode.mesh import E, Event, Member, MemberChange, R, Request, Responder, State
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
+from meshnode.values import pack, unpack
 
 
 class NodeMesh:
@@ -50,9 +51,9 @@ class NodeMesh:
         """Ask a peer, by id or name, and await its reply."""
         return self._dispatch.request(self._directory.resolve(peer), message, timeout_s=timeout_s)
 
-    def call(self, peer: str, method: str, args: Any, *, timeout_s: float = 30.0) -> Awaitable[Any]:
+    async def call(self, peer: str, method: str, args: Any, *, timeout_s: float = 30.0) -> Any:
         """Ask a user's handler on a peer, by id or name."""
-        return self._dispatch.call(self._directory.resolve(peer), method, args, timeout_s=timeout_s)
+        return unpack(await self._dispatch.call(self._directory.resolve(peer), method, pack(args), timeout_s))
 
     def stream(self, peer: str, message: Request[R], *, timeout_s: float = 30.0) -> AsyncIterator[R]:
         """Ask a peer and iterate over its streamed reply."""

@@ -238,12 +238,14 @@ class Node:
 
     # What a node does.
 
-    async def call(self, peer: str, method: str, args: Any = None, *, timeout_s: float | None = None) -> Any:
+    def call(
+        self, peer: str, method: str, args: Any = None, *, timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, Any]:
         """Ask a peer's `@app.handler`; `peer` is a name or an id, `args` and the answer anything that packs.
 
         Raises Unreachable, Overloaded, MeshTimeout, UnknownMethod, InvalidInput, or RemoteError with what it raised.
         """
-        return await self.mesh.call(peer, method, args, timeout_s=timeout_s or self.config.call_timeout_s)
+        return self.mesh.call(peer, method, args, timeout_s=timeout_s or self.config.call_timeout_s)
 
     def tools(self) -> list[dict[str, Any]]:
         """This node's tools: name, description, and parameters as JSON Schema; sorted by name."""
