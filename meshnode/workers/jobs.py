@@ -27,7 +27,7 @@ class Limits:
 class Job:
     """A task, or a call of a tool; `worker` is set for the latter, which is not assigned but sent.
 
-    `number` is the pool's own. `sent_at` is on the loop's clock, 0 while it waits.
+    `number` is the pool's own. `sent_at`: when a worker began it, on the loop's clock, about; 0 while it waits.
     """
 
     number: int

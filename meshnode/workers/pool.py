@@ -51,6 +51,7 @@ class WorkerPool:
     They are processes if the app can be loaded again by its location and `workers` is above 0, else threads of this
     process; `host` puts them elsewhere. `on_tool_call` routes the tools that programs call; by default they are this
     app's own. `on_crash_loop(why)` is told when a worker is not started any more, `on_change()` when `slots` changes.
+    `environment`: variables that worker processes have beside this one's.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class WorkerPool:
         on_crash_loop: Callable[[str], None] | None = None,
         on_change: Callable[[], None] | None = None,
         host: Host | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         limits = limits or Limits()
-        self._host = host or _host_for(app, workers)
+        self._host = host or _host_for(app, workers, environment)
         workers = max(1, workers)
         self._threads = threads
         self._queue_limit = limits.queue if limits.queue is not None else max(8, workers * threads)
@@ -258,7 +260,7 @@ class WorkerPool:
             now = self._loop.time()
             for name, number in given:
                 job = self._jobs[number]
-                job.sent_at = now
+                job.sent_at = now if self._assignment.runs(number) else 0.0
                 self._staff.members[name].worker.send(job.message)
 
     def _cancel(self, job: Job) -> None:
@@ -274,7 +276,9 @@ class WorkerPool:
 
     def _forget(self, number: int) -> None:
         self._jobs.pop(number, None)
-        self._assignment.free(number)
+        begun = self._jobs.get(self._assignment.free(number) or 0)
+        if begun is not None:
+            begun.sent_at = self._loop.time()
         self._calls.cancel(number)
         if not self._jobs:
             self._idle.set()
@@ -383,6 +387,7 @@ class WorkerPool:
 
     def on_left(self, member: Member, why: str) -> bool:
         """Its jobs go to others, or are given up; True if it had any."""
+        self._assignment.take_back(member.name)
         seat = self._assignment.seats.get(member.name)
         held = tuple(seat.held) if seat is not None else ()
         for number in held:
@@ -433,7 +438,9 @@ class WorkerPool:
             return
         seat = self._assignment.seats.get(member.name)
         self._counts["timed_out"] += job.end_late()
-        self._staff.kill(member, "was blocked past its task's time", frozenset(seat.held) if seat is not None else None)
+        self._staff.kill(
+            member, "was blocked past its task's time", None if seat is None else frozenset((*seat.held, *seat.ahead))
+        )
 
 
 def ThreadPool(app: App, *, threads: int = 8, limits: Limits | None = None, **seams: Any) -> WorkerPool:  # noqa: N802 - reads as the class it stands in for
@@ -441,13 +448,13 @@ def ThreadPool(app: App, *, threads: int = 8, limits: Limits | None = None, **se
     return WorkerPool(app, workers=1, threads=threads, limits=limits, host=ThreadHost(app), **seams)
 
 
-def _host_for(app: App, workers: int) -> Host:
+def _host_for(app: App, workers: int, environment: Mapping[str, str] | None) -> Host:
     location = app.location if workers > 0 else None
     if location is None:
         return ThreadHost(app)
     from meshnode.workers.process_host import ProcessHost  # only where there are processes
 
-    return ProcessHost(location)
+    return ProcessHost(location, environment)
 
 
 def _do_nothing() -> None:

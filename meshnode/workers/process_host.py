@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ _STDERR = 2
 
 
 class ProcessHost:
-    """Starts workers that load the app at `location`."""
+    """Starts workers that load the app at `location`; `environment`: variables beside this process's own."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, environment: Mapping[str, str] | None = None) -> None:
         self._location = location
+        self._environment = environment or {}
         self._workers: dict[str, ProcessWorker] = {}
         self._out: dict[str, list[ToWorker]] = {}
 
@@ -63,7 +65,7 @@ class ProcessHost:
     def launch(self, name: str, threads: int) -> ProcessWorker:
         """Start a process. It must be called on a thread that lives as long as the pool: workers die with it."""
         begin = Begin(name, self._location, [entry for entry in sys.path if entry], threads)
-        worker = self._workers[name] = ProcessWorker(self, name, begin, self._endpoint)
+        worker = self._workers[name] = ProcessWorker(self, name, begin, self._endpoint, self._environment)
         self._guardian.add(worker.pid)
         return worker
 
@@ -120,12 +122,14 @@ class ProcessHost:
 class ProcessWorker:
     """One worker process, the leader of its own process group."""
 
-    def __init__(self, host: ProcessHost, name: str, begin: Begin, endpoint: str) -> None:
+    def __init__(
+        self, host: ProcessHost, name: str, begin: Begin, endpoint: str, environment: Mapping[str, str]
+    ) -> None:
         self.name = name
         self.begin = begin
         self.how = ""
         self._host = host
-        self._process = _start(endpoint, name)
+        self._process = _start(endpoint, name, environment)
         self.pid: int = self._process.pid
         self._loop = asyncio.get_running_loop()
         self._pidfd = _open_pidfd(self.pid)
@@ -166,10 +170,10 @@ class ProcessWorker:
             self._loop.call_soon_threadsafe(self.reap)
 
 
-def _start(endpoint: str, name: str) -> subprocess.Popen[bytes]:
+def _start(endpoint: str, name: str, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # -P: the current directory comes into sys.path with the app, after our own imports; a `types.py` there harms none.
     command = [sys.executable, "-P", "-u", "-m", "meshnode.workers.process", endpoint, name, str(os.getpid())]
-    environment = dict(os.environ)
+    environment = {**os.environ, **more}
     if "site-packages" not in _ROOT.parts:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), environment.get("PYTHONPATH"))))
     return subprocess.Popen(

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import Context
@@ -94,6 +94,8 @@ class Runner:
         self._threads = Threads(threads, "program")
         self._tool_threads = Threads(TOOL_THREADS, "tool")
         self._variables = _NOTHING
+        self._free_slots = threads
+        self._ahead: OrderedDict[int, Task] = OrderedDict()  # given before there was a slot for them
         self._running: dict[int, _Running] = {}
         self._calls: dict[int, _Running] = {}
         self._next_call = 0
@@ -103,7 +105,10 @@ class Runner:
     def take(self, message: ToWorker) -> None:
         """Act on one message."""
         if isinstance(message, Run):
-            self._run(message.job, message.task)
+            if self._free_slots:
+                self._run(message.job, message.task)
+            else:
+                self._ahead[message.job] = message.task
         elif isinstance(message, Ping):
             self._tell_models()
             self._send(Pong())
@@ -117,7 +122,8 @@ class Runner:
             self._variables = MappingProxyType(unpack(message.values))
 
     def close(self) -> None:
-        """Cancel coroutines and let idle threads end; threads at work are left alone."""
+        """Begin nothing more, cancel coroutines, and let idle threads end; threads at work are left alone."""
+        self._ahead.clear()
         for running in list(self._running.values()):
             self._cancel(running.job)
         self._threads.close()
@@ -126,6 +132,7 @@ class Runner:
     # Starting and ending jobs, on the loop.
 
     def _run(self, job: int, task: Task) -> None:
+        self._free_slots -= 1
         running = self._running[job] = _Running(job, task)
         running.program = self._programs.built(task.program, task.state)
         if running.program is not None and running.program.is_async:
@@ -168,6 +175,9 @@ class Runner:
         running.timer = self._loop.call_later(STUCK_AFTER_S, self._give_up, running)
 
     def _cancel(self, job: int) -> None:
+        if self._ahead.pop(job, None) is not None:
+            self._send(Done(job, TaskResult(worker=self._name)))
+            return
         running = self._running.get(job)
         if running is not None:
             self._drop(running, Closed("the run that called this tool was cancelled"))
@@ -196,6 +206,10 @@ class Runner:
             self._send(Done(running.job, TaskResult(worker=self._name)))
         else:
             self._send(running.outcome)
+        if isinstance(running.work, Task):
+            self._free_slots += 1
+            if self._ahead:
+                self._run(*self._ahead.popitem(last=False))
 
     def _tell_models(self) -> None:
         if uses := usage.take():
@@ -232,7 +246,8 @@ class Runner:
             except MeshError as error:
                 running.outcome = Declined(running.job, error.code, str(error))
                 return
-            self._loop.call_soon_threadsafe(self._arm, running, task.timeout_s)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for it
+                self._loop.call_soon_threadsafe(self._arm, running, task.timeout_s)
             if program.is_async:
                 running.program = program
                 return

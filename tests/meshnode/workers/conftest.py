@@ -14,7 +14,7 @@ from tests.meshnode.workers.crowd import app
 LIMITS = Limits(queue=100, liveness_s=1.0, start_timeout_s=30)
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for a condition, and return what made it true."""
     async with asyncio.timeout(timeout_s):
         while not (value := condition()):  # noqa: ASYNC110 - what is waited for is in other processes

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.workers.assignment import Assignment
+from meshnode.workers.assignment import SLOTS_FOR_ONE_AHEAD, Assignment
 from meshnode.workers.protocol import MAX_ATTEMPTS
 
 
@@ -105,6 +105,36 @@ def test_a_cancelled_suspect_gives_its_room_back() -> None:
     assert assignment.assign() == [("w0", 4)]
 
 
+def test_a_worker_of_many_slots_is_given_jobs_ahead_that_it_begins_in_order() -> None:
+    assignment = with_seats(8, 1)
+    assert [job for _, job in add(assignment, *range(1, 14))] == list(range(1, 12))
+    assert list(assignment.seats["w0"].ahead) == [10, 11], "a quarter of its slots; of a single slot none"
+    assert (assignment.running, assignment.queued) == (9, 4)
+    assert (assignment.runs(9), assignment.runs(10), assignment.holder(10)) == (True, False, "w0")
+    assert assignment.free(1) == 10
+    assert assignment.runs(10)
+    assert assignment.assign() == [("w0", 12)]
+    assert assignment.free(11) is None, "cancelled before it began"
+    assert assignment.free(2) == 12
+
+
+def test_free_slots_go_before_room_ahead() -> None:
+    assignment = with_seats(4, 4)
+    given = add(assignment, *range(1, 9))
+    assert sorted(name for name, _ in given) == ["w0"] * 4 + ["w1"] * 4
+    assert not assignment.seats["w0"].ahead
+
+
+def test_what_a_lost_worker_had_not_begun_is_no_suspect() -> None:
+    assignment = with_seats(4)
+    add(assignment, 1, 2, 3, 4, 5, 6)
+    assert list(assignment.seats["w0"].ahead) == [5]
+    assignment.unseat("w0")
+    assert list(assignment.waiting) == [5, 6], "before what came later"
+    assert assignment.losses(5) == 0
+    assert list(assignment.suspects) == [1, 2, 3, 4]
+
+
 STEPS = ["add", "free", "unseat", "seat", "close", "cancel"]
 
 
@@ -113,14 +143,14 @@ def test_a_job_is_in_one_place_and_a_suspect_alone(steps: list[tuple[str, int]])
     assignment = Assignment()
     jobs, seats, ended = 0, 0, set()
     for what, which in steps:
-        held = sorted(job for seat in assignment.seats.values() for job in seat.held)
+        held = sorted(job for seat in assignment.seats.values() for job in (*seat.held, *seat.ahead))
         names = sorted(assignment.seats)
         if what == "add":
             jobs += 1
             assignment.add(jobs)
         elif what == "seat" and len(names) < 4:
             seats += 1
-            assignment.seat(f"w{seats}", 1 + which % 3)
+            assignment.seat(f"w{seats}", (1, 2, 4, 9)[which % 4])
         elif what == "free" and held:
             job = held[which % len(held)]
             assignment.free(job)
@@ -134,10 +164,14 @@ def test_a_job_is_in_one_place_and_a_suspect_alone(steps: list[tuple[str, int]])
         elif what == "close" and names:
             assignment.close(names[which % len(names)])
         assignment.assign()
-        placed = [*assignment.waiting, *assignment.suspects, *(j for s in assignment.seats.values() for j in s.held)]
+        held_now = [job for seat in assignment.seats.values() for job in (*seat.held, *seat.ahead)]
+        placed = [*assignment.waiting, *assignment.suspects, *held_now]
+        assert assignment.running + assignment.queued == len(placed)
         assert sorted(placed) == sorted(set(range(1, jobs + 1)) - ended)
         for seat in assignment.seats.values():
             assert len(seat.held) <= seat.slots
+            assert not seat.ahead or len(seat.held) == seat.slots
+            assert len(seat.ahead) <= seat.slots // SLOTS_FOR_ONE_AHEAD
             if any(assignment.losses(job) for job in seat.held):
                 assert len(seat.held) == 1
     # Nothing is forgotten: with an idle worker whatever waits is given out in the end.

@@ -26,7 +26,7 @@ def test_at_most_so_many_threads_are_made_and_only_when_needed(threads: Threads)
     ended = threading.Semaphore(0)
     for _ in range(50):
         threads.submit(lambda: seen.add(threading.current_thread().name), ended.release)
-        ended.acquire(timeout=10)
+        ended.acquire(timeout=60)
     assert seen == {"test-1"}
     gate = threading.Barrier(3)
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_interrupts_never_reach_the_next_job(threads: Threads) -> None:
         threads.interrupt(threads.submit(short, ended.release))  # before, during or after it: a race on purpose
         threads.submit(guarded, ended.release)
     for _ in range(2 * count):
-        assert ended.acquire(timeout=10)
+        assert ended.acquire(timeout=60)
     assert outcomes == ["whole"] * count
     threads.close()
 
