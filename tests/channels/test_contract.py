@@ -53,8 +53,8 @@ async def test_a_request_is_answered_on_every_channel(mesh: Mesh, name: ChannelN
 @pytest.mark.parametrize("name", CHANNEL_NAMES)
 async def test_a_node_reaches_itself(mesh: Mesh, name: ChannelName) -> None:
     a = await mesh.open("a")
-    assert await a[name].request("a", "echo", b"me", timeout_s=5) == b"me"
-    assert await a[name].request("a", "echo", bytes(CHANNELS[3].body_bytes), timeout_s=5)
+    assert await a[name].request("a", "echo", b"me", timeout_s=20) == b"me"
+    assert await a[name].request("a", "echo", bytes(CHANNELS[3].body_bytes), timeout_s=20)
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(mesh: Mesh) -> None:
@@ -112,7 +112,7 @@ async def test_a_handler_that_returns_no_bytes_is_a_fault(mesh: Mesh) -> None:
     a, _ = await mesh.open("a"), await mesh.open("b", handler)
     for command in ("plain", "coroutine"):
         with pytest.raises(Refused, match="not bytes"):
-            await a["inference"].request("b", command, b"", timeout_s=5)
+            await a["inference"].request("b", command, b"", timeout_s=20)
 
 
 async def test_make_error_decides_what_callers_get(mesh: Mesh) -> None:
@@ -128,7 +128,7 @@ async def test_make_error_decides_what_callers_get(mesh: Mesh) -> None:
 
 async def test_a_large_body_may_be_the_first_thing_a_peer_is_sent(mesh: Mesh) -> None:
     a, _ = await mesh.open("a"), await mesh.open("b")
-    assert await a["inference"].request("b", "echo", bytes(300_000), timeout_s=5) == bytes(300_000)
+    assert await a["inference"].request("b", "echo", bytes(300_000), timeout_s=20) == bytes(300_000)
 
 
 async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
@@ -148,7 +148,7 @@ async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
         await until(lambda name=name: a[name].statistics()["links"])  # type: ignore[misc]  # default binds it
         with pytest.raises(DeadlineExceeded):
             await a[name].request("b", "hang", b"", timeout_s=0.1)
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 25)
         await until(lambda name=name: b[name].statistics()["serving"] == 0)  # type: ignore[misc]  # default binds it
         assert a[name].statistics()["in_flight"] == 0
 
@@ -171,9 +171,9 @@ async def test_cancelling_a_call_cancels_the_work(mesh: Mesh) -> None:
         await a["inference"].request("b", "hang", b"")
 
     task = asyncio.create_task(ask())
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 25)
     task.cancel()
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 25)
     await until(lambda: b["inference"].statistics()["dropped"].get("cancelled") == 1)
     assert a["inference"].statistics()["in_flight"] == 0
 
@@ -210,7 +210,7 @@ async def test_closing_a_stream_stops_its_producer(mesh: Mesh) -> None:
     stream = a["inference"].stream("b", "forever", b"")
     assert await anext(aiter(stream)) == b"x"
     await stream.aclose()  # type: ignore[attr-defined]  # the protocol promises an iterator; ours can be closed
-    await asyncio.wait_for(stopped.wait(), 5)
+    await asyncio.wait_for(stopped.wait(), 25)
 
 
 async def test_a_stream_that_fails_midway_gives_its_parts_then_the_fault(mesh: Mesh) -> None:
@@ -251,7 +251,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_sent(mesh: Mesh, sp
         await a[spec.name].cast("b", "echo", bytes(spec.body_bytes + 1))
     assert a[spec.name].statistics()["dropped"] == {"too_large": 2}
     with pytest.raises(TooLarge):  # a reply may be too large, too
-        await a[spec.name].request("b", "grow", b"", timeout_s=5)
+        await a[spec.name].request("b", "grow", b"", timeout_s=20)
     assert b[spec.name].statistics()["dropped"]["too_large"] == 1
 
 
@@ -340,7 +340,7 @@ async def test_published_messages_reach_those_who_subscribe(mesh: Mesh, name: Ch
     stop()
     await until(lambda: a[name].statistics()["subscribers"] == 0)
     a[name].publish("load", b"2")
-    await a[name].request("b", "echo", b"", timeout_s=5)  # a round trip later nothing has come
+    await a[name].request("b", "echo", b"", timeout_s=20)  # a round trip later nothing has come
     assert len(got) == 2
     assert c[name].statistics()["subscribers"] == 0
 
@@ -464,8 +464,8 @@ async def test_a_peer_that_restarts_at_a_new_address_works_again(mesh: Mesh) -> 
     await b.close()
     again = await mesh.open("b", lambda incoming: b"new")
     for name in CHANNEL_NAMES:
-        assert await a[name].request("b", "echo", b"1", timeout_s=5) == b"new"
-        assert await again[name].request("a", "echo", b"2", timeout_s=5) == b"2"
+        assert await a[name].request("b", "echo", b"1", timeout_s=20) == b"new"
+        assert await again[name].request("a", "echo", b"2", timeout_s=20) == b"2"
     await until(lambda: again["telemetry"].statistics()["subscribers"] == 1)
     again["telemetry"].publish("t", b"hello")  # numbered from 1 again, and not taken for an old one
     await until(lambda: got == [b"hello"])
@@ -527,8 +527,8 @@ async def test_a_successor_is_answered_before_the_end_of_its_predecessor_was_not
     new = await mesh.open("b", introduce=False)
     new.set_peer("a", a.addresses)
     for name in CHANNEL_NAMES:
-        assert await new[name].request("a", "echo", b"1", timeout_s=5) == b"1"
+        assert await new[name].request("a", "echo", b"1", timeout_s=20) == b"1"
         with pytest.raises(Unreachable, match=r"restarted|lost"):
-            await asyncio.wait_for(calls[name], 5)
-        assert await a[name].request("b", "echo", b"2", timeout_s=5) == b"2"
+            await asyncio.wait_for(calls[name], 25)
+        assert await a[name].request("b", "echo", b"2", timeout_s=20) == b"2"
     await old.close()

@@ -39,7 +39,7 @@ async def test_coordination_loses_repeats_and_reorders_nothing_on_a_bad_network(
             await asyncio.sleep(0.002)
         if n % 50 == 49:
             memory.network.break_links("b")
-    for n, reply in enumerate(await asyncio.wait_for(asyncio.gather(*waiting), 20)):
+    for n, reply in enumerate(await asyncio.wait_for(asyncio.gather(*waiting), 60)):
         answered += n % 2 or reply == str(n).encode()
     assert got == list(range(200))
     assert answered == sum(n % 2 or 1 for n in range(200))
@@ -68,7 +68,7 @@ async def test_coordination_waits_out_a_partition(memory: Mesh) -> None:
         await a["coordination"].cast("b", "put", b"given up", timeout_s=0.1)
     assert not cast.done()
     memory.network.heal()
-    await asyncio.wait_for(cast, 5)
+    await asyncio.wait_for(cast, 25)
     await a["coordination"].cast("b", "put", b"2")
     # What was given up may still arrive (it was on its way); nothing waits for it, and order holds.
     assert [body for body in got if body != b"given up"] == [b"0", b"1", b"2"]
@@ -84,7 +84,7 @@ async def test_coordinations_queue_is_bounded_and_refuses(memory: Mesh) -> None:
         await a["coordination"].cast("b", "n", b"")
     assert a["coordination"].statistics()["queued"] == 10
     memory.network.heal()
-    await asyncio.wait_for(asyncio.gather(*casts), 5)
+    await asyncio.wait_for(asyncio.gather(*casts), 25)
 
 
 async def test_a_restarted_receiver_takes_up_where_acknowledgements_ended(memory: Mesh) -> None:
@@ -96,7 +96,7 @@ async def test_a_restarted_receiver_takes_up_where_acknowledgements_ended(memory
     await b.close()
     cast = asyncio.ensure_future(a["coordination"].cast("b", "put", b"3"))
     await memory.open("b", lambda incoming: second.append(incoming.body))
-    await asyncio.wait_for(cast, 5)
+    await asyncio.wait_for(cast, 25)
     assert (first, second) == ([b"0", b"1", b"2"], [b"3"])
 
 
@@ -113,7 +113,7 @@ async def test_a_request_a_restarted_peer_had_taken_fails_at_once(memory: Mesh) 
     await memory.open("b")
     assert await a["coordination"].request("b", "echo", b"1") == b"1"
     with pytest.raises(Unreachable, match="restarted"):
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 25)
 
 
 async def test_telemetry_counts_gaps_and_drops_repeats(memory: Mesh) -> None:
@@ -180,7 +180,7 @@ async def test_what_is_stale_on_real_time_is_dropped(memory: Mesh) -> None:
     await until(lambda: got == [b"0"])
     memory.network.faults = Faults(0.1, 0.1)  # slower than what follows is good for
     await a["real_time"].cast("b", "n", b"1", timeout_s=0.03)
-    await a["real_time"].cast("b", "n", b"2", timeout_s=5)
+    await a["real_time"].cast("b", "n", b"2", timeout_s=20)
     await until(lambda: got == [b"0", b"2"])
     assert b["real_time"].statistics()["dropped"] == {"stale": 1}
 
@@ -259,7 +259,7 @@ async def test_links_are_tried_again_with_growing_pauses(memory: Mesh, monkeypat
     pauses = [later - earlier for earlier, later in pairwise(tries)]
     assert pauses[-1] > pauses[0]
     memory.network.heal()
-    await asyncio.wait_for(cast, 5)
+    await asyncio.wait_for(cast, 25)
     assert b["coordination"].statistics()["received"] > 0
 
 

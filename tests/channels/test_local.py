@@ -82,7 +82,7 @@ async def test_workers_serve_ask_back_and_are_missed_at_once_when_killed(
     await asyncio.sleep(0)
     os.kill(processes[0].pid or 0, signal.SIGKILL)
     with pytest.raises(Unreachable):
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 25)
     await until(lambda: left == ["w0"])
     assert await node.request("w1", "echo", b"still here") == b"still here"
     await node.close()  # the other one notices and ends by itself

@@ -17,7 +17,7 @@ async def test_windows_widen_with_the_round_trip(zeromq: Mesh) -> None:
     async with TcpRelay(b.addresses["inference"], delay_s=0.01) as relay:
         a.set_peer("b", {"inference": relay.address})
         assert a["inference"].chunks.window("b") == INFERENCE.chunk_window
-        async with asyncio.timeout(20):  # how many bodies it takes depends on how busy the machine is
+        async with asyncio.timeout(90):  # how many bodies it takes depends on how busy the machine is
             while a["inference"].chunks.window("b") < 2 * INFERENCE.chunk_window:
                 await asyncio.gather(*(a["inference"].request("b", "take", bytes(MIB)) for _ in range(8)))
 
@@ -43,5 +43,5 @@ async def test_coordination_survives_a_cut_of_the_link(zeromq: Mesh) -> None:
             if body == b"40":
                 await asyncio.sleep(0)
                 relay.mend()
-        await asyncio.wait_for(asyncio.gather(*casts), 20)
+        await asyncio.wait_for(asyncio.gather(*casts), 60)
     assert taken == sent  # each once, in order

@@ -66,7 +66,7 @@ async def test_ipv6_works(zeromq: Mesh) -> None:
         pytest.skip("no IPv6 here")
     a, _ = await zeromq.open("a", bind="::1"), await zeromq.open("b", bind="::1")
     assert a.addresses["inference"].startswith("tcp://[::1]:")
-    assert await a["inference"].request("b", "echo", b"6", timeout_s=5) == b"6"
+    assert await a["inference"].request("b", "echo", b"6", timeout_s=20) == b"6"
 
 
 async def test_raw_garbage_on_every_port_leaves_the_node_alive(zeromq: Mesh) -> None:
@@ -79,7 +79,7 @@ async def test_raw_garbage_on_every_port_leaves_the_node_alive(zeromq: Mesh) -> 
             data = [data, greeting + data, b"GET / HTTP/1.1\r\n\r\n", greeting][n % 4]
             with socket.create_connection(("127.0.0.1", port_of(b.addresses[name]))) as connection:
                 connection.sendall(data)
-        assert await a[name].request("b", "echo", b"alive", timeout_s=5) == b"alive"
+        assert await a[name].request("b", "echo", b"alive", timeout_s=20) == b"alive"
     await until(lambda: all(b[name].statistics()["dropped"].get("handshake", 0) >= 5 for name in CHANNEL_NAMES))
 
 
@@ -101,7 +101,7 @@ async def test_garbage_frames_of_a_well_formed_peer_are_counted_and_told(zeromq:
         await until(lambda: b[name].statistics()["dropped"].get("malformed", 0) > 100)
         told = await peer.recv_multipart()
         assert msgspec.msgpack.decode(told[0])[0] == VERSION
-    assert await a[name].request("b", "echo", b"alive", timeout_s=5) == b"alive"
+    assert await a[name].request("b", "echo", b"alive", timeout_s=20) == b"alive"
     assert b[name].statistics()["dropped"]["frames"] > 0
 
 
@@ -121,7 +121,7 @@ async def test_a_connection_that_is_not_for_us_is_closed(zeromq: Mesh, routing_i
         monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         peer.connect(b.addresses["inference"])
         await peer.send(msgspec.msgpack.encode(Packet(VERSION, 7, 0.0, [])))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             await monitor.recv_multipart()
         peer.disable_monitor()
         monitor.close()
@@ -136,7 +136,7 @@ async def test_a_packet_of_another_version_is_refused_by_name(zeromq: Mesh) -> N
         peer.routing_id = msgspec.msgpack.encode(Announcement(VERSION, "x", "b", b"n"))
         peer.connect(b.addresses["inference"])
         await peer.send(msgspec.msgpack.encode([2, "whatever", {"it": "holds"}]))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             while b"version 2" not in (frame := await peer.recv()):
                 assert frame
 
@@ -149,21 +149,21 @@ async def test_a_message_over_the_size_limit_cuts_the_connection_not_the_node(ze
         monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         peer.connect(b.addresses["real_time"])
         await peer.send(bytes(8 * REAL_TIME.body_bytes))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             await monitor.recv_multipart()
         peer.disable_monitor()
         monitor.close()
-    assert await a["real_time"].request("b", "echo", b"alive", timeout_s=5) == b"alive"
+    assert await a["real_time"].request("b", "echo", b"alive", timeout_s=20) == b"alive"
 
 
 async def test_more_peers_than_allowed_are_refused(zeromq: Mesh) -> None:
     b = await zeromq.open("b", limits=Limits(peers=2))
     for node_id in ("x", "y"):
         node = await zeromq.open(node_id)
-        assert await node["inference"].request("b", "echo", b"1", timeout_s=5) == b"1"
+        assert await node["inference"].request("b", "echo", b"1", timeout_s=20) == b"1"
     late = await zeromq.open("z")
     with pytest.raises(Unreachable):
-        await late["inference"].request("b", "echo", b"1", timeout_s=5)
+        await late["inference"].request("b", "echo", b"1", timeout_s=20)
     assert b["inference"].statistics()["dropped"]["peers"] >= 1
 
 
@@ -201,18 +201,18 @@ async def test_a_killed_process_fails_its_calls_at_once_and_its_successor_serves
     first, addresses = await loop.run_in_executor(None, start_server)
     a = await zeromq.open("a")
     a.set_peer("b", addresses)
-    pids = {name: await a[name].request("b", "pid", b"", timeout_s=5) for name in CHANNEL_NAMES}
+    pids = {name: await a[name].request("b", "pid", b"", timeout_s=20) for name in CHANNEL_NAMES}
     assert set(pids.values()) == {str(first.pid).encode()}
     call = asyncio.ensure_future(a["inference"].request("b", "hang", b"", timeout_s=60))
     await until(lambda: a["inference"].statistics()["queued"] == 0)
     os.kill(first.pid or 0, signal.SIGKILL)
     with pytest.raises(Unreachable, match="connection was lost"):
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 25)
     waiting = asyncio.ensure_future(a["coordination"].request("b", "pid", b"", timeout_s=30))
     second, moved = await loop.run_in_executor(None, start_server)
     try:
         a.set_peer("b", moved)
-        assert await asyncio.wait_for(waiting, 20) == str(second.pid).encode()
+        assert await asyncio.wait_for(waiting, 60) == str(second.pid).encode()
         for name in CHANNEL_NAMES:
             assert await a[name].request("b", "pid", b"", timeout_s=10) == str(second.pid).encode()
     finally:
@@ -227,13 +227,13 @@ async def test_a_process_that_restarts_at_the_same_address_is_found_again(zeromq
     first, addresses = await loop.run_in_executor(None, start_server, base)
     a = await zeromq.open("a")
     a.set_peer("b", addresses)
-    await a["coordination"].request("b", "pid", b"", timeout_s=5)
+    await a["coordination"].request("b", "pid", b"", timeout_s=20)
     first.kill()
     first.join()
     waiting = asyncio.ensure_future(a["coordination"].request("b", "pid", b"", timeout_s=30))
     second, _ = await loop.run_in_executor(None, start_server, base)
     try:
-        assert await asyncio.wait_for(waiting, 20) == str(second.pid).encode()
+        assert await asyncio.wait_for(waiting, 60) == str(second.pid).encode()
         assert await a["inference"].request("b", "pid", b"", timeout_s=10) == str(second.pid).encode()
     finally:
         second.kill()
@@ -247,13 +247,13 @@ async def test_a_stopped_peer_costs_real_time_what_is_stale_and_nothing_else(zer
     a, _ = await zeromq.open("a", timing=structs.replace(FAST, heartbeat_s=30.0)), await zeromq.open("c")
     a.set_peer("b", addresses)
     try:
-        assert await a["real_time"].request("b", "pid", b"", timeout_s=5)
+        assert await a["real_time"].request("b", "pid", b"", timeout_s=20)
         os.kill(frozen.pid or 0, signal.SIGSTOP)
         body = bytes(16_000)
         for n in range(4000):
             await a["real_time"].cast("b", "move", body, timeout_s=0.05, key=str(n % 7))
             if n % 50 == 0:
-                assert await a["real_time"].request("c", "echo", b"1", timeout_s=5) == b"1"
+                assert await a["real_time"].request("c", "echo", b"1", timeout_s=20) == b"1"
         statistics = a["real_time"].statistics()
         assert statistics["peers"]["b"]["queued"] <= REAL_TIME.queue_messages
         assert statistics["dropped"].get("superseded", 0) + statistics["dropped"].get("stale", 0) > 1000
@@ -266,15 +266,15 @@ async def test_a_stopped_peer_costs_real_time_what_is_stale_and_nothing_else(zer
 
 async def test_a_node_does_not_open_links_nobody_uses(zeromq: Mesh) -> None:
     nodes = [await zeromq.open(f"n{n}") for n in range(4)]
-    assert await nodes[0]["inference"].request("n1", "echo", b"1", timeout_s=5) == b"1"
+    assert await nodes[0]["inference"].request("n1", "echo", b"1", timeout_s=20) == b"1"
     links = [node.statistics()[name]["links"] for node in nodes for name in CHANNEL_NAMES]
     assert sum(links) == 2  # one link, seen from both ends
 
 
 async def test_both_directions_share_one_link(zeromq: Mesh) -> None:
     a, b = await zeromq.open("a"), await zeromq.open("b")
-    assert await a["inference"].request("b", "echo", b"1", timeout_s=5) == b"1"
-    assert await b["inference"].request("a", "echo", b"1", timeout_s=5) == b"1"
+    assert await a["inference"].request("b", "echo", b"1", timeout_s=20) == b"1"
+    assert await b["inference"].request("a", "echo", b"1", timeout_s=20) == b"1"
     # b was never connected to by more than a's link, so a peer that cannot be reached can still be asked.
     assert a["inference"].statistics()["links"] == b["inference"].statistics()["links"] == 1
 

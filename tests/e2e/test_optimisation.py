@@ -103,7 +103,7 @@ def test_an_optimisation_killed_at_any_time_goes_on_and_asks_nothing_twice(
         wait_until(lambda: model.asked >= asked_for_all + asked_for_all // 2, "half of the runs")
     finally:
         killed.send_signal(signal.SIGKILL)
-        killed.communicate(timeout=20)
+        killed.communicate(timeout=60)
     wait_until(lambda: model.statistics()["in_flight"] == 0, "the model to be idle")
     before = model.asked
     store = open_runs(cluster.environment["MESHNODE_RUNS"])

@@ -51,7 +51,7 @@ def test_after_sigkill_of_the_coordinator_another_node_goes_on_and_nothing_finis
     )  # fmt: skip
     wait_until(lambda: model.asked >= COUNT // 2, "half of the questions")
     coordinator.kill()
-    _, said = asking.communicate(timeout=30)
+    _, said = asking.communicate(timeout=60)
     assert asking.returncode == 1
     assert b"hung up" in said
     assert b"did the node stop?" in said

@@ -28,7 +28,7 @@ async def test_the_next_runs_use_the_strategy_that_was_set_on_another_node() -> 
         await until(lambda: "strategy" in {each["name"] for each in second.variables.describe()}, "the variable")
         workers = first.health()["workers"]
         await second.variables.set("strategy", "reason")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while await strategies(first) != ({"reason"}, 100.0):
                 pass  # the value is on its way to the workers
         assert first.health()["workers"].get("restarts") == workers.get("restarts")

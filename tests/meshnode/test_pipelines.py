@@ -55,7 +55,7 @@ async def test_outputs_flow_along_the_graph_through_programs_and_functions() -> 
 
 
 async def test_independent_steps_overlap_and_dependent_ones_do_not() -> None:
-    met = threading.Barrier(2, timeout=10)
+    met = threading.Barrier(2, timeout=60)
     order: list[str] = []
 
     async def asynchronous(inputs: Mapping[str, Any]) -> dict[str, Any]:

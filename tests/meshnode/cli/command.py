@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`directory` is where commands run; the registry lives below it."""
+    """`directory` is where commands run; the registry lives below it. `close` ends what a failed test left behind."""
 
     directory: Path
+    started: list[asyncio.subprocess.Process] = field(default_factory=list)
+
+    async def close(self) -> None:
+        for process in self.started:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -49,7 +56,7 @@ class CommandLine:
         }
 
     async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "meshnode", *arguments),
             cwd=self.directory,
             env={**self.environment, **environment},
@@ -57,6 +64,8 @@ class CommandLine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        self.started.append(process)
+        return process
 
     async def run(self, *arguments: str, **environment: str) -> Outcome:
         process = await self.start(*arguments, **environment)

@@ -12,10 +12,11 @@ from tests.meshnode.observe.standin import TOKEN, StandIn, serve
 
 
 @pytest.fixture
-def meshnode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+async def meshnode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CommandLine]:
     command_line = CommandLine(tmp_path)
     monkeypatch.setenv("MESHNODE_RUNTIME_DIR", command_line.environment["MESHNODE_RUNTIME_DIR"])
-    return command_line
+    yield command_line
+    await command_line.close()
 
 
 @pytest.fixture

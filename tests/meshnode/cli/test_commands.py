@@ -206,7 +206,7 @@ async def test_ctrl_c_cancels_the_evaluation_at_the_node(meshnode: CommandLine, 
     (tmp_path / "data.jsonl").write_text('{"a": 1}\n')
     node.pause.clear()
     process = await meshnode.start("eval", "qa", "data.jsonl", "--metric", "exact")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await node.working.wait()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
@@ -232,19 +232,53 @@ async def test_a_node_that_dies_in_mid_evaluation_is_told(meshnode: CommandLine,
 
 async def test_config_shows_what_start_would_use_and_where_from(meshnode: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "mesh.toml").write_text('port = 7800\nname = "from-file"\n')
-    outcome = await meshnode.run("config", "--config", "mesh.toml", MESHNODE_NAME="from-environment")
+    arguments = ("config", "--config", "mesh.toml", "--worker-threads", "3")
+    outcome = await meshnode.run(
+        *arguments, MESHNODE_NAME="from-environment", MESHNODE_OTLP="http://me:secret-word@x:1"
+    )
     rows = {row[0]: row[1:] for line in outcome.out.splitlines() if (row := line.split())}
     assert rows["name"] == ["from-environment", "MESHNODE_NAME"]
-    assert rows["port"] == ["7800", "mesh.toml"]
+    assert rows["port"] == ["7800", "mesh.toml:1"]
+    assert rows["worker_threads"] == ["3", "--worker-threads"]
     assert rows["workers"] == ["1", "default"]
-    as_json = await meshnode.run("config", "--config", "mesh.toml", "--json")
-    assert as_json.json["name"] == "from-file"
+    assert rows["otlp"] == ["http://[hidden]@x:1", "MESHNODE_OTLP"]
+    as_json = (
+        await meshnode.run(
+            *arguments,
+            MESHNODE_CONFIG_FILE="other.toml",
+            MESHNODE_SEEDS="a:1,b:2",
+        )
+    ).json
+    sources = as_json.pop("sources")
+    assert set(sources) == set(as_json)
+    assert (as_json["name"], sources["name"]) == ("from-file", "mesh.toml:2")
+    assert (as_json["seeds"], sources["seeds"]) == (["a:1", "b:2"], "MESHNODE_SEEDS")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (("--workers", "-1"), {}, "workers: input should be greater than or equal to 0 (got -1, from --workers)"),
+        ((), {"MESHNODE_PORT": "x"}, "from MESHNODE_PORT)"),
+        ((), {"MESHNODE_PROT": "1"}, "there is no variable MESHNODE_PROT; did you mean MESHNODE_PORT?"),
+        (("--config", "mesh.toml"), {}, "mesh.toml:1: there is no setting 'prot'; did you mean 'port'?"),
+        ((), {"MESHNODE_CONFIG_FILE": "mesh.toml"}, "mesh.toml:1: there is no setting 'prot'; did you mean 'port'?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["start", "config"])
+async def test_a_wrong_setting_is_one_line_and_exit_2(
+    meshnode: CommandLine, tmp_path: Path, command: str, arguments: list[str], environment: dict[str, str], told: str
+) -> None:
+    (tmp_path / "mesh.toml").write_text("prot = 1\n")
+    outcome = await meshnode.run(command, *arguments, **environment)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.error.endswith(told)
 
 
 async def test_config_of_a_running_node_is_the_nodes(meshnode: CommandLine, node: StandIn) -> None:
     outcome = await meshnode.run("config", "--node", "node-a")
     rows = {row[0]: row[1:] for line in outcome.out.splitlines() if (row := line.split())}
-    assert rows["name"] == ["node-a", "set"]
+    assert rows["name"] == ["node-a", "argument"]
     assert rows["bind"] == ["127.0.0.1", "default"]
 
 

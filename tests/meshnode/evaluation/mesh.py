@@ -189,6 +189,6 @@ def rows(result: EvaluationResult) -> list[tuple[Any, ...]]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the conditions are plain facts of the stand-in, nobody announces them
             await asyncio.sleep(0)

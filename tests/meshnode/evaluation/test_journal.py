@@ -141,7 +141,7 @@ async def test_row_is_told_only_once_it_is_durable_and_a_slow_disk_makes_larger_
     work = asyncio.ensure_future(
         evaluate(as_mesh(mesh), "qa", examples(30), on_row=told.append, run=start_run(runs, "qa", metric="exact"))
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum(nodes[0].seen.values()) < 30 or nodes[0].running:  # noqa: ASYNC110 - plain facts of the stand-in
             await asyncio.sleep(0)
     assert told == []

@@ -59,7 +59,7 @@ async def test_writes_go_on_when_the_leader_crashes_and_none_is_lost(nodes: Node
     client = nodes["client"]
     async with writing(lambda number: client.variables.set("t", number)) as acknowledged:
         await until(lambda: len(acknowledged) > 20, "writes before the crash")
-        await nodes.crash(nodes.leader().name)
+        await nodes.crash((await nodes.elected()).name)
         before = len(acknowledged)
         await until(lambda: len(acknowledged) > before + 20, "writes after the crash")
     survivor = next(node for node in nodes.running.values() if node.name != "client")
@@ -71,10 +71,10 @@ async def test_writes_go_on_when_the_leader_crashes_and_none_is_lost(nodes: Node
 async def test_writes_under_way_at_a_crash_are_all_answered(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     await nodes["n1"].variables.register("t", int, 0)
-    writer = nodes.others()[0]
+    writer = (await nodes.rest())[0]
     writes = [asyncio.ensure_future(writer.variables.set("t", number)) for number in range(300)]
     await asyncio.sleep(0)
-    await nodes.crash(nodes.leader().name)
+    await nodes.crash((await nodes.elected()).name)
     versions = await asyncio.wait_for(asyncio.gather(*writes), 15)
     assert len(set(versions)) == 300
 
@@ -84,12 +84,12 @@ async def test_a_watcher_misses_and_repeats_nothing_across_a_crash_of_the_leader
     watching = await nodes.start("watching", role="client")
     await nodes["n1"].variables.register("t", int, 0)
     await watching.variables.get("t", consistency="linearizable")
-    watch, writer = watching.variables.watch("t"), nodes.others()[0]
+    watch, writer = watching.variables.watch("t"), (await nodes.rest())[0]
     if writer is watching:
-        writer = nodes.others()[1]
+        writer = (await nodes.rest())[1]
     async with writing(lambda number: writer.variables.set("t", number)) as acknowledged:
         await until(lambda: len(acknowledged) > 50, "writes before the crash")
-        await nodes.crash(nodes.leader().name)
+        await nodes.crash((await nodes.elected()).name)
         before = len(acknowledged)
         await until(lambda: len(acknowledged) > before + 50, "writes after the crash")
     seen = [await asyncio.wait_for(anext(watch), 10)]
@@ -102,7 +102,7 @@ async def test_a_watcher_misses_and_repeats_nothing_across_a_crash_of_the_leader
 async def test_without_a_majority_a_write_ends_in_time_and_says_what_is_known(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     await nodes["n1"].variables.register("t", int, 0)
-    survivor = nodes.others()[0]
+    survivor = (await nodes.rest())[0]
     await survivor.variables.set("t", 1)
     for name in [name for name in nodes.running if name != survivor.name]:
         await nodes.crash(name)
@@ -136,8 +136,8 @@ async def test_a_value_that_is_too_large_fails_alone(nodes: Nodes) -> None:
 async def test_garbage_from_a_peer_is_refused_and_the_replica_lives_on(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     await nodes["n1"].variables.register("t", int, 0)
-    leader = nodes.leader()
-    other = nodes.others()[0].node_id
+    leader = await nodes.elected()
+    other = (await nodes.rest())[0].node_id
     replication = leader._running().replication
     log = replication._replica
     assert isinstance(log, Replica)
@@ -151,8 +151,8 @@ async def test_garbage_from_a_peer_is_refused_and_the_replica_lives_on(nodes: No
         replication.receive(other, raw)
         replication.receive("nobody", raw)
     await leader.variables.set("t", 1)
-    assert await nodes.others()[0].variables.get("t", consistency="linearizable") == 1
-    assert nodes.leader() is leader
+    assert await (await nodes.rest())[0].variables.get("t", consistency="linearizable") == 1
+    assert (await nodes.elected()) is leader
 
 
 async def test_a_late_node_gets_a_snapshot_and_then_the_rest(
@@ -202,12 +202,12 @@ async def test_a_restarted_mesh_knows_what_was_acknowledged(
 async def test_a_leader_that_leaves_hands_over_and_is_out_of_the_configuration(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     await nodes["n1"].variables.register("t", int, 0)
-    leader = nodes.leader()
+    leader = await nodes.elected()
     await nodes.running.pop(leader.name).stop()
     for node in nodes.running.values():
         await is_out(leader, node)
-    await nodes.others()[0].variables.set("t", 3)
-    assert await nodes.leader().variables.get("t", consistency="linearizable") == 3
+    await (await nodes.rest())[0].variables.set("t", 3)
+    assert await (await nodes.elected()).variables.get("t", consistency="linearizable") == 3
 
 
 async def test_all_may_leave_at_once(nodes: Nodes) -> None:
@@ -223,8 +223,8 @@ async def test_joiners_beyond_the_voters_follow_and_write_through_those_that_vot
     await nodes["n1"].variables.register("t", int, 0)
     await fourth.variables.set("t", 4)
     assert await fourth.variables.get("t", consistency="linearizable") == 4
-    assert fourth.node_id not in nodes.leader().status()["voters"]
-    assert fourth.status()["leader"] == nodes.leader().node_id
+    assert fourth.node_id not in (await nodes.elected()).status()["voters"]
+    assert fourth.status()["leader"] == (await nodes.elected()).node_id
 
 
 async def test_a_dead_voter_is_replaced_by_a_node_that_waits(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,16 +233,16 @@ async def test_a_dead_voter_is_replaced_by_a_node_that_waits(nodes: Nodes, monke
     monkeypatch.setattr(placing, "DEAD_AFTER_S", 0.2)
     await nodes.start_voters(3, voters=3)
     fourth = await nodes.start("n4", voters=3)
-    victim = next(node for node in nodes.others() if node is not fourth)
+    victim = next(node for node in (await nodes.rest()) if node is not fourth)
     await nodes.crash(victim.name)
     await until(lambda: fourth.node_id in nodes.leader().status()["voters"], "the fourth to vote")
-    assert victim.node_id not in nodes.leader().status()["voters"]
+    assert victim.node_id not in (await nodes.elected()).status()["voters"]
 
 
 async def test_leadership_is_transferred_on_request(nodes: Nodes) -> None:
     await nodes.start_voters(3)
-    target = nodes.others()[0]
-    await target.mesh.request(nodes.leader().node_id, Steer("transfer", target.node_id))
+    target = (await nodes.rest())[0]
+    await target.mesh.request((await nodes.elected()).node_id, Steer("transfer", target.node_id))
     await until(
         lambda: all(n.status()["leader"] == target.node_id for n in nodes.running.values()), "the target to lead"
     )

@@ -102,7 +102,7 @@ async def test_a_failed_effect_stops_the_driver_and_says_so(when: str) -> None:
     driver = Driver(Counting(), perform, tick_s=1000, failed=failed.set_result)
     driver.start()
     driver.run(["persist", "send"])
-    assert str(await asyncio.wait_for(failed, 10)) == "disk full"
+    assert str(await asyncio.wait_for(failed, 60)) == "disk full"
     driver.run(["send"])
     assert done == []
     await driver.stop()

@@ -23,7 +23,7 @@ async def test_a_crashed_task_is_started_again() -> None:
         await asyncio.Event().wait()
 
     supervisor.start("work", work)
-    await asyncio.wait_for(third.wait(), 10)
+    await asyncio.wait_for(third.wait(), 60)
     assert supervisor.names() == ["work"]
     await supervisor.close()
     assert supervisor.names() == []
@@ -37,7 +37,7 @@ async def test_a_crash_loop_is_given_up_and_reported() -> None:
         raise ValueError("always")
 
     task = supervisor.start("work", work)
-    name, error = await asyncio.wait_for(given_up, 10)
+    name, error = await asyncio.wait_for(given_up, 60)
     assert (name, str(error)) == ("work", "always")
     await task
     assert supervisor.names() == []

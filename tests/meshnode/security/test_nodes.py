@@ -73,10 +73,10 @@ async def test_nodes_with_the_key_talk_on_every_channel_at_once(nodes: Nodes) ->
     b = await nodes.start("b", a)
     c = await nodes.start("c", a)
     # Without waiting: neither of these two need have heard of the other's key by gossip yet.
-    assert await c.call("b" if "b" in states(c) else b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await c.call("b" if "b" in states(c) else b.node_id, "echo", 1, timeout_s=20) == 1
     for one, other in ((a, b), (b, c), (c, a)):
         await until(lambda one=one, other=other: other.node_id in {m.node_id for m in one.members()})  # type: ignore[misc]
-        assert await one.call(other.node_id, "echo", "x", timeout_s=5) == "x"
+        assert await one.call(other.node_id, "echo", "x", timeout_s=20) == "x"
     for node in (a, b, c):
         assert node.security()["encrypted"]
         assert statistics(node).get("claims_refused", 0) == 0
@@ -187,11 +187,11 @@ async def test_keys_are_rotated_while_nodes_talk_and_who_missed_it_is_shut_out_a
     await until(lambda: all(len(node.members()) == 3 for node in (a, b, c)))
 
     async def talk() -> None:
-        assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
-        assert await b.call(a.node_id, "echo", 2, timeout_s=5) == 2
+        assert await a.call(b.node_id, "echo", 1, timeout_s=20) == 1
+        assert await b.call(a.node_id, "echo", 2, timeout_s=20) == 2
 
     await talk()
-    assert await a.call(c.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(c.node_id, "echo", 1, timeout_s=20) == 1
     for step in (KeyFile((old, new)), KeyFile((new, old)), KeyFile((new,))):
         if step.keys[0] is new and len(step.keys) == 1:
             # Everybody's record must prove the new key before the old one goes.
@@ -214,7 +214,7 @@ async def test_keys_are_rotated_while_nodes_talk_and_who_missed_it_is_shut_out_a
     save_keys(files["c"], KeyFile((new,)))
     c.reload_keys()
     late = await nodes.start("late", b, key_file=files["b"])
-    assert await late.call(a.node_id, "echo", 3, timeout_s=5) == 3
+    assert await late.call(a.node_id, "echo", 3, timeout_s=20) == 3
 
 
 async def test_a_key_file_that_became_unusable_changes_nothing(nodes: Nodes) -> None:
@@ -248,8 +248,8 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     save_keys(uncertified, KeyFile(load_keys(nodes.key_file()).keys))
     with pytest.raises(JoinError):
         await nodes.start("bare", a, key_file=uncertified, join_timeout_s=1.5)
-    assert await c.call(b.node_id, "echo", 1, timeout_s=5) == 1
-    assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await c.call(b.node_id, "echo", 1, timeout_s=20) == 1
+    assert await a.call(b.node_id, "echo", 1, timeout_s=20) == 1
     renewed = ca.certify(c.node_id, 4_100_000_000)
     (nodes.folder / "c" / CERTIFICATE_FILE).write_text(renewed.hex())
     c.reload_keys()
@@ -260,17 +260,17 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     assert a._parts.secured.doors.review() == [b.node_id]
     with pytest.raises(MeshError):
         await a.call(b.node_id, "echo", 1, timeout_s=1)
-    assert await a.call(c.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(c.node_id, "echo", 1, timeout_s=20) == 1
     a._parts.secured.authority._clock = time.time
     assert a._parts.secured.doors.review() == []
-    assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(b.node_id, "echo", 1, timeout_s=20) == 1
     assert a.revoke(ca.revoke(b.node_id)) == {"revoked": b.node_id}
     assert states(a)["b"] == "left"
     assert not any(b.node_id in channel["peers"] for channel in channel_statistics(a).values())
     await until(lambda: states(c)["b"] == "left")
     with pytest.raises(JoinError, match="revoked this node"):
         await asyncio.wait_for(b.wait_left(), 10)
-    assert await a.call(c.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(c.node_id, "echo", 1, timeout_s=20) == 1
     await b.stop()
     with pytest.raises(MeshError):  # its certificate is as it was, but it is known to be out
         await nodes.start("b", a, data_dir=nodes.folder / "b", join_timeout_s=1.5)
@@ -306,13 +306,13 @@ async def test_a_node_that_restarts_at_its_address_is_met_by_its_new_key(nodes: 
     a = await nodes.start("a")
     base = free_base()
     b = await nodes.start("b", a, port=base, data_dir=nodes.folder / "b")
-    assert await a.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await a.call(b.node_id, "echo", 1, timeout_s=20) == 1
     before = membership(a).record(b.node_id)
     await b.stop()
     again = await nodes.start("b", a, port=base, data_dir=nodes.folder / "b")
     assert again.node_id == b.node_id
     assert again.ready["channels"] == before.channels  # type: ignore[union-attr]  # a has just called it
-    assert await a.call(b.node_id, "echo", 2, timeout_s=5) == 2
+    assert await a.call(b.node_id, "echo", 2, timeout_s=20) == 2
     assert membership(a).record(b.node_id).key != before.key  # type: ignore[union-attr]
 
 
@@ -321,7 +321,7 @@ async def test_a_keyed_mesh_gossips_over_tcp_where_udp_is_blocked(nodes: Nodes) 
     b = await nodes.start("b", a, gossip_transport="tcp")
     c = await nodes.start("c", a, gossip_transport="tcp")
     await until(lambda: all(len(node.members()) == 3 for node in (a, b, c)))
-    assert await c.call(b.node_id, "echo", 1, timeout_s=5) == 1
+    assert await c.call(b.node_id, "echo", 1, timeout_s=20) == 1
     with pytest.raises(JoinError):
         await nodes.start("stranger", a, gossip_transport="tcp", key_file=None, join_timeout_s=0.7)
 

@@ -137,6 +137,74 @@ def test_a_clock_that_is_far_off_is_not_heard_but_a_session_under_way_goes_on() 
     assert b.open(a.seal(b"set back", MESH), MESH)[0] == b"set back"
 
 
+def test_who_asks_first_hears_the_answer_however_far_its_clock_is_ahead() -> None:
+    ahead, seeds = Clock(1_000_000 + SKEW_S - 1), Clock()
+    joiner, seed, third = envelope(A, clock=ahead), envelope(B, clock=seeds), envelope(C, clock=seeds)
+    assert reason(joiner, seed.seal(b"unasked", MESH)) == "untimely"
+    seed.open(joiner.seal(b"let me in", None), None, "joiner:1")
+    assert joiner.open(seed.seal(b"come in", None, address="joiner:1"), None, "seed:1") == (b"come in", True)
+    assert joiner.open(seed.seal(b"and later", MESH), MESH)[0] == b"and later"
+    assert reason(joiner, third.seal(b"from one it has not spoken to", MESH, address="joiner:1")) == "untimely"
+
+
+def test_what_was_meant_for_an_earlier_life_does_nothing_in_a_later_one_whatever_the_clocks_say() -> None:
+    ahead, ours = Clock(0), Clock()
+    a, b = envelope(A, clock=ahead), envelope(B, clock=ours)
+    ahead.now_s = ours.now_s + SKEW_S - 1
+    a.open(b.seal(b"hello", MESH), MESH, "b:1")
+    recorded = a.seal(b"for the first life", MESH, address="b:1")
+    restarted = envelope(B, clock=ours)
+    assert reason(restarted, recorded) == "earlier_life"
+    assert b.open(recorded, MESH)[0] == b"for the first life"
+    a.moved("b:1")  # membership heard of the restart
+    assert restarted.open(a.seal(b"for the second", MESH, address="b:1"), MESH)[0] == b"for the second"
+    assert reason(restarted, recorded) == "earlier_life"
+
+
+def test_a_session_that_was_forgotten_is_not_begun_again_by_what_named_this_life() -> None:
+    a, b = envelope(A), envelope(B)
+    b._sessions._most = 1
+    a.open(b.seal(b"hello", MESH), MESH, "b:1")
+    recorded = a.seal(b"x", MESH, address="b:1")
+    b.open(recorded, MESH)
+    envelope_of_another = envelope(C)
+    b.open(envelope_of_another.seal(b"y", MESH), MESH)
+    assert reason(b, recorded) == "untimely"
+
+
+MOVES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["send", "restart"])), max_size=40)
+
+
+@given(MOVES, st.lists(st.floats(-SKEW_S / 2 + 1, SKEW_S / 2 - 1), min_size=3, max_size=3))
+def test_no_datagram_counts_twice_however_clocks_differ_and_nodes_restart(
+    moves: list[tuple[int, int, str]], skews: list[float]
+) -> None:
+    """All that was ever sent is played to everybody after each move; only first contacts depend on clocks."""
+    clocks = [Clock(1_000_000 + skew) for skew in skews]
+    nodes = [envelope(node_id, clock=clock) for node_id, clock in zip((A, B, C), clocks, strict=True)]
+    recorded: list[tuple[bytes, int, bool]] = []  # datagram, receiver, whether it names a life of the receiver
+    opened: dict[tuple[bytes, int], int] = {}
+    for at, to, move in moves:
+        for clock in clocks:
+            clock.now_s += 1
+        if move == "restart":
+            nodes[at] = envelope((A, B, C)[at], clock=clocks[at])
+        elif at != to:
+            address = f"{to}:1"
+            named = address in nodes[at]._heard
+            recorded.append((nodes[at].seal(b"body", MESH, (A, B, C)[to], address), to, named))
+        for datagram, receiver, named in recorded:
+            for other, node in enumerate(nodes):
+                try:
+                    node.open(datagram, MESH, f"{at}:1" if (datagram, receiver, named) == recorded[-1] else "")
+                except Dropped:
+                    continue
+                assert other == receiver
+                opened[datagram, other] = opened.get((datagram, other), 0) + 1
+                if named or not any(skews):
+                    assert opened[datagram, other] == 1
+
+
 def test_keys_are_rotated_without_a_datagram_lost() -> None:
     old, new = make_key(), make_key()
     rings = {node: KeyRing(KeyFile((old,))) for node in (A, B)}
