@@ -139,7 +139,9 @@ class Machine:
         self.variables = variables.Variables()
         self.sessions = sessions.Sessions()
         self.rounds = rounds.Rounds(verify)
-        self._clients = clients.Sessions(self._run, limit_sessions=limit_clients, limit_answers=limit_answers)
+        self._clients = clients.Sessions(
+            self._run, run_all=self._set_all, limit_sessions=limit_clients, limit_answers=limit_answers
+        )
         self._changes: list[Change] = []
 
     def apply(self, index: int, data: bytes) -> tuple[Outcome, list[Change]]:
@@ -164,7 +166,9 @@ class Machine:
 
     def check(self, command: Command) -> None:
         """Raise RefusedByRule if the command would be refused as things stand: ask this before proposing."""
-        if isinstance(command, _OF_SESSIONS):
+        if type(command) is variables.Set:
+            refusal = self.variables.check(command)
+        elif isinstance(command, _OF_SESSIONS):
             refusal = self.sessions.check(command)
         elif isinstance(command, _OF_ROUNDS):
             refusal = self.rounds.check(command)
@@ -261,6 +265,16 @@ class Machine:
         if change is not None:
             self._changes.append(change)
         return _encoder.encode(result)
+
+    def _set_all(self, first_index: int, commands: list[bytes]) -> list[bytes] | None:
+        """What a client session runs once, if all are Sets; None if not."""
+        try:
+            sets = list(map(_set_decoder.decode, commands))
+        except msgspec.DecodeError:
+            return None
+        results, changes = self.variables.set_all(first_index, self.log_ms, sets)
+        self._changes += changes
+        return list(map(_encoder.encode, results))
 
     def _run_session(self, index: int, command: sessions.Command) -> Result:
         result, change = self.sessions.apply(index, self.log_ms, command)

@@ -132,7 +132,7 @@ class Stored(msgspec.Struct, array_like=True, frozen=True):
 class Variable:
     """A variable as it is. `history` holds the newest changes, the oldest first; the last made the present value."""
 
-    __slots__ = ("_longest", "_range", "declaration", "has_text", "history", "value", "version")
+    __slots__ = ("_range", "declaration", "has_text", "history", "longest", "value", "version")
 
     def __init__(self, declaration: Declaration, history: Iterable[Change]) -> None:
         self.declaration = declaration
@@ -140,21 +140,26 @@ class Variable:
         self.value: Value = self.history[-1].value
         self.version = self.history[-1].version
         self._range = open_range(declaration)
-        self._longest = longest_text(declaration)
+        self.longest = longest_text(declaration)
         # Whether its history may hold anything that counts towards MAX_TOTAL_BYTES.
         self.has_text = type(self.value) is str or any(change.metadata for change in self.history)
 
     def checked(self, value: Any) -> Value:
         """The value as it is stored; raises RefusedByRule. Most writes are plain text, or numbers in their range."""
         if type(value) is str:
-            if len(value) <= self._longest and value.isascii():
+            if len(value) <= self.longest and value.isascii():
                 return value
-        elif self._range is not None:
-            exact_type, low, high = self._range
-            is_exact = type(value) is exact_type
-            if is_exact and low <= value <= high:
-                return cast("Value", value)
+        elif self.is_in_range(value):
+            return cast("Value", value)
         return checked_value(self.declaration, value)
+
+    def is_in_range(self, value: Any) -> bool:
+        """Whether it is a number that needs no further check."""
+        if self._range is None:
+            return False
+        exact_type, low, high = self._range
+        is_exact = type(value) is exact_type
+        return is_exact and low <= value <= high
 
     def put(self, change: Change) -> None:
         """Take a change in."""
@@ -185,6 +190,10 @@ class Variables:
 
     def check(self, command: Command) -> Refusal | None:
         """Why this command would be refused as things stand; None if it would be carried out."""
+        if type(command) is Set:
+            known = self._by_name.get(command.name)
+            if known is not None and self._plain_size(known, command) >= 0:
+                return None
         try:
             if isinstance(command, _WRITES):
                 self._checked_write(command)
@@ -209,26 +218,42 @@ class Variables:
 
     def apply_set(self, index: int, log_ms: int, command: Set) -> tuple[Result, Change | None]:
         """`apply` for what is by far the most frequent."""
-        known = self._by_name.get(command.name)
-        if known is None or command.metadata or command.version or len(command.writer) > MAX_NAME_LENGTH:
-            return self.apply(index, log_ms, command)
-        try:
-            value = known.checked(command.value)
-            if not command.writer.isascii():
-                _check_writer(command.name, command.writer)
-            if known.has_text:
-                bytes_then = self._bytes_with(known, value, command.metadata)
-                if bytes_then > MAX_TOTAL_BYTES and type(value) is str:
-                    raise _too_much(command.name)
-                self._bytes = bytes_then
-        except RefusedByRule as error:
-            return error.refusal, None
-        change = Change(
-            command.name, "set", value, index, known.version, command.metadata, command.writer, command.wall_ms, log_ms
-        )
-        known.history.append(change)
-        known.value, known.version = value, index
-        return Written(index), change
+        results, changes = self.set_all(index, log_ms, (command,))
+        return results[0], changes[0] if changes else None
+
+    def set_all(self, first_index: int, log_ms: int, commands: Iterable[Set]) -> tuple[list[Result], list[Change]]:
+        """`apply` for Sets that stand one after the other. One loop, for all nodes take this way with each write."""
+        results, changes, by_name = list[Result](), list[Change](), self._by_name
+        for index, command in enumerate(commands, first_index):
+            known = by_name.get(command.name)
+            size = -1 if known is None else self._plain_size(known, command)
+            if known is None or size < 0:
+                result, changed = self.apply(index, log_ms, command)
+                results.append(result)
+                changes += [changed] if changed is not None else []
+                continue
+            value, metadata, writer = command.value, command.metadata, command.writer
+            change = Change(command.name, "set", value, index, known.version, metadata, writer, command.wall_ms, log_ms)
+            self._bytes = size
+            known.history.append(change)
+            known.value, known.version = value, index
+            results.append(Written(index))
+            changes.append(change)
+        return results, changes
+
+    def _plain_size(self, known: Variable, command: Set) -> int:
+        """The bytes of all once this is carried out; -1 if there is more to check before, as there rarely is."""
+        value, writer = command.value, command.writer
+        if command.metadata or command.version or len(writer) > MAX_NAME_LENGTH or not writer.isascii():
+            return -1
+        if type(value) is not str:
+            return self._bytes if not known.has_text and known.is_in_range(value) else -1
+        if len(value) > known.longest or not value.isascii():
+            return -1
+        size, history = self._bytes + len(value), known.history
+        if len(history) == known.declaration.history:
+            size -= _size(history[0].value, history[0].metadata)
+        return size if size <= MAX_TOTAL_BYTES else -1
 
     def remove_session(self, index: int, log_ms: int, session: str) -> list[Change]:
         """Remove what a session owned, by name."""
