@@ -29,8 +29,11 @@ def advertised_port(config: Config, offset: int, bound: int) -> int:
 
 
 def http_address(config: Config, port: int) -> str:
-    """ "host:port" of the HTTP server: where it listens, or how others reach this node if it listens everywhere."""
-    return join_address(host_of(config) if _is_wildcard(config.http_bind) else config.http_bind, port)
+    """ "host:port" of the HTTP server for this machine; where it listens everywhere, by the address no cut takes away."""
+    host = config.http_bind
+    if _is_wildcard(host):
+        host = "::1" if ":" in host else "127.0.0.1"
+    return join_address(host, port)
 
 
 def _has_port(address: str) -> bool:
