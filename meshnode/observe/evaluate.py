@@ -102,7 +102,7 @@ class _Body:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED_CHUNKS)
-        self._rest = b""
+        self._rest = bytearray()
         self._ready: list[bytes] = []
         self._ended = False
 
@@ -127,10 +127,14 @@ class _Body:
             chunk = await self._chunks.get()
             if chunk is None:
                 self._ended = True
-                self._ready = [self._rest] if self._rest else []
+                self._ready = [bytes(self._rest)] if self._rest else []
                 continue
-            *whole, self._rest = (self._rest + chunk).split(b"\n") if b"\n" in chunk else [self._rest + chunk]
-            self._ready = whole[::-1]
+            # Only the new part is looked through: a long line comes in hundreds of chunks.
+            first, *others = chunk.split(b"\n")
+            self._rest += first
+            if others:
+                self._ready = [*others[-2::-1], bytes(self._rest)]
+                self._rest = bytearray(others[-1])
             if len(self._rest) > MAX_LINE_BYTES:
                 raise TooLarge(f"a line exceeds {MAX_LINE_BYTES} bytes")
 

@@ -38,8 +38,15 @@ from meshnode.observe.tap import TapRoutes
 from meshnode.observe.variables import VariableRoutes
 
 MAX_CALL_BYTES = 16 * 1024 * 1024
+_WHILE_JOINING = ("/healthz", "/readyz")
 
 log = structlog.get_logger("meshnode.http")
+
+_NOT_READY = {
+    "joining": "this node is joining its mesh; its log says what it waits for",
+    "serving": "this node has stopped serving; its log says why",
+    "leaving": "this node is leaving: it ends what it runs and takes no more",
+}
 
 
 class CallBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +89,9 @@ def build(node: Served, *, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
         ],
         exception_handlers={MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_crash},
     )
-    return Guard(app, token=token, hosts=[socket.gethostname(), str(node.ready.get("name") or ""), *hosts])
+    return Guard(
+        _Joined(node, app), token=token, hosts=[socket.gethostname(), str(node.ready.get("name") or ""), *hosts]
+    )
 
 
 class _Routes:
@@ -96,8 +105,10 @@ class _Routes:
         return PlainTextResponse("ok\n")
 
     async def ready(self, _: Request) -> Response:
-        """Whether to send work here."""
-        return PlainTextResponse("ready\n") if self._node.serving else PlainTextResponse("not ready\n", 503)
+        """Whether to send work here, and why not."""
+        if self._node.serving:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse(f"not ready: {_NOT_READY[self._node.standing]}\n", 503)
 
     async def health(self, _: Request) -> Response:
         """Each component, and the worst of them as the whole. 200 either way: `/readyz` is what steers traffic."""
@@ -123,9 +134,10 @@ class _Routes:
         return answer(self._node.tools())
 
     async def config(self, _: Request) -> Response:
-        """What the node runs with, secrets hidden, and which settings are not defaults."""
+        """What the node runs with, secrets hidden, and where each value came from."""
         config = self._node.config
-        return answer({"values": hide_secrets(config.model_dump(mode="json")), "set": sorted(config.model_fields_set)})
+        values = hide_secrets(config.model_dump(mode="json"))
+        return answer({"values": values, "set": sorted(config.model_fields_set), "sources": config.sources})
 
     async def metrics(self, _: Request) -> Response:
         """The Prometheus text format."""
@@ -153,6 +165,22 @@ class _Routes:
             self._leaving = asyncio.get_running_loop().create_task(self._node.leave(), name="leave")
             self._leaving.add_done_callback(_log_failed_leave)
         return answer({"leaving": self._node.ready["name"], "pid": self._node.ready["pid"]}, 202)
+
+
+class _Joined:
+    """While the node joins there is nothing yet to be asked: only whether it lives, and whether it is ready."""
+
+    def __init__(self, node: Served, app: ASGIApp) -> None:
+        self._node = node
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 503 with the reason."""
+        if scope["type"] == "http" and self._node.standing == "joining" and scope["path"] not in _WHILE_JOINING:
+            refusal = error_answer("starting", _NOT_READY["joining"], 503, retry_after_s=1.0)
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class _Cancellable:

@@ -32,6 +32,11 @@ class Served(Protocol):
         ...
 
     @property
+    def standing(self) -> Literal["joining", "serving", "leaving"]:
+        """Where it is in its life; while it joins nothing else of it can be asked."""
+        ...
+
+    @property
     def ready(self) -> Mapping[str, Any]:
         """What `--ready-file` holds: name, node_id, mesh_id, pid, gossip, http, channels."""
         ...

@@ -1,6 +1,6 @@
 """One node of the mesh: constructs its parts in order, connects them, closes them in reverse.
 
-    identity -> channels -> workers -> membership (bind) -> handlers -> join -> HTTP -> ready
+    identity -> channels -> workers -> membership (bind) -> handlers -> HTTP -> join -> ready
 
 Everything that decides stands elsewhere: membership's core, the pool, dispatch, the evaluation's plan. A growing
 `match` in this file belongs in one of those.
@@ -68,8 +68,9 @@ class Node:
         self.under_way = UnderWay()
         self._parts: Parts | None = None
         self._stack: AsyncExitStack | None = None
-        self._serving = False
+        self._serving = self._joined = False
         self._left = asyncio.Event()
+        self._leaving = False
         self._failure: Exception | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -84,18 +85,19 @@ class Node:
 
                 self._stack.push_async_callback(asyncio.to_thread, export(self.spans, self.config.otlp))
             self._parts = await start_parts(self, self._stack)
-            await self._parts.join()
             if self._parts.listener is not None:
                 await start_http(self, self._parts.listener, self._stack)
+            await self._parts.join()
         except BaseException:
             await self._stack.aclose()
             raise
-        self._serving = True
+        self._serving = self._joined = True
         log.info("serving", node=self.name, node_id=self.node_id, mesh=self.mesh_id, gossip=self.ready["gossip"])
 
     async def leave(self) -> None:
         """Tell the mesh that this node goes, and take no more work; `stop` then frees everything."""
         self._serving = False
+        self._leaving = True
         if self._parts is not None and not self._left.is_set():
             await self._parts.leave()
         self._left.set()
@@ -143,6 +145,11 @@ class Node:
     def serving(self) -> bool:
         """True from the end of `start` until it leaves."""
         return self._serving
+
+    @property
+    def standing(self) -> Literal["joining", "serving", "leaving"]:
+        """Where it is in its life."""
+        return "leaving" if self._left.is_set() or self._leaving else "serving" if self._joined else "joining"
 
     @property
     def ready(self) -> dict[str, Any]:

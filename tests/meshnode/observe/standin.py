@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 from meshnode.config import Config
+from meshnode.demos.select import Recent
 from meshnode.errors import ConfigError, UnknownMethod, Unreachable
 from meshnode.mesh import Member
 from meshnode.observe.http import build
@@ -34,6 +35,12 @@ class Echoes:
 class Alone:
     """The facade of a mesh in which nobody answers and nothing happens."""
 
+    me = Member(name="node-a", node_id="aa", state="alive", address="127.0.0.1:7700")
+
+    def __init__(self) -> None:
+        self.state = InstantState()
+        self.subscribed: dict[type[Any], Callable[[str, Any], None]] = {}
+
     def serve(self, kind: Any, responder: Any) -> None:
         del kind, responder
 
@@ -41,13 +48,20 @@ class Alone:
         await asyncio.Event().wait()
         yield
 
+    def subscribe(self, kind: type[Any], receive: Callable[[str, Any], None]) -> Callable[[], None]:
+        self.subscribed[kind] = receive
+        return lambda: self.subscribed.pop(kind, None) and None
+
     async def request(self, peer: str, message: Any, *, timeout_s: float) -> Any:
+        if peer == self.me.node_id and isinstance(message, Recent):
+            return []
         raise Unreachable("nobody is here")
 
 
 class StandIn:
     def __init__(self) -> None:
         self.serving = True
+        self.standing: Literal["joining", "serving", "leaving"] = "serving"
         self.config = Config(name="node-a", port=0)
         self.left = asyncio.Event()
         self.called: list[tuple[str, str, Any, float | None]] = []
@@ -60,7 +74,7 @@ class StandIn:
         self.components: dict[str, Any] = {"membership": {"status": "ok"}}
         self.mesh: Any = Alone()
         self.spans: Spans | None = Spans("node-a")
-        self.variables = Variables(InstantState(), {}, "node-a")
+        self.variables = Variables(self.mesh.state, {}, "node-a")
         self.events = Echoes()
         self.ready: dict[str, Any] = {
             "name": "node-a",

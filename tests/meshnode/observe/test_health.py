@@ -1,12 +1,17 @@
-"""Consensus and storage in /health."""
+"""Consensus and storage in /health, and when a node is ready."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
+import httpx
 import pytest
 
+from meshnode import Config, Node
 from meshnode.observe.health import SLOW_SYNC_S, state_health
+from tests.ports import free_base
 
 DISK = {"sync": {"max_s": 0.01}, "sync_age_s": 0.0, "failed": None}
 
@@ -32,3 +37,34 @@ def test_a_disk_that_fails_or_hangs_is_told(change: dict[str, Any], status: str)
 @pytest.mark.parametrize("log", [None, {}, {"proposals_committed": 1}])
 def test_a_node_that_keeps_nothing_has_no_storage_to_be_ill(log: Any) -> None:
     assert state_health({"leader": "aa", "log": log})["storage"] == {"status": "off"}
+
+
+async def test_a_node_that_still_joins_lives_and_is_not_ready_then_is() -> None:
+    base, seed_base = free_base(), free_base()
+    joiner = Node(Config(port=base, seeds=[f"127.0.0.1:{seed_base}"], join_timeout_s=120))
+    starting = asyncio.ensure_future(joiner.start())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{base + 5}", timeout=30, verify=False) as client:
+        try:
+            await answers(client, "/healthz", 200)
+            waiting = await answers(client, "/readyz", 503)
+            assert "joining" in waiting
+            assert not starting.done()
+            async with Node(Config(port=seed_base)):
+                await answers(client, "/readyz", 200)
+                await joiner.leave()
+                assert "leaving" in await answers(client, "/readyz", 503)
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+            await joiner.stop()
+
+
+async def answers(client: httpx.AsyncClient, path: str, status: int) -> str:
+    """What it answers once it does so with this status."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                response = await client.get(path)
+                if response.status_code == status:
+                    return response.text
+            await asyncio.sleep(0.02)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from meshnode.errors import ConfigError
+from meshnode.observe import evaluate
 from meshnode.observe.guard import Guard
-from meshnode.observe.http import build
+from meshnode.observe.http import _Joined, build
 from meshnode.observe.server import HttpServer, listen
 from tests.meshnode.observe.standin import TOKEN, StandIn, serve
 
@@ -43,7 +45,8 @@ async def client(server: HttpServer) -> AsyncIterator[httpx.AsyncClient]:
 
 def routes_of(app: Any) -> list[Route]:
     assert isinstance(app, Guard)
-    inner = app._app
+    assert isinstance(app._app, _Joined)
+    inner = app._app.app
     assert isinstance(inner, Starlette)
     return [route for route in inner.routes if isinstance(route, Route)]
 
@@ -129,6 +132,32 @@ async def test_readiness_follows_the_node_while_liveness_stays(node: StandIn, cl
     node.serving = False
     assert (await client.get("/readyz")).status_code == 503
     assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_while_it_joins_it_lives_but_is_not_ready_and_says_why(node: StandIn, client: httpx.AsyncClient) -> None:
+    node.serving, node.standing = False, "joining"
+    assert (await client.get("/healthz")).status_code == 200
+    ready = await client.get("/readyz")
+    assert (ready.status_code, "joining its mesh" in ready.text) == (503, True)
+    for path in ("/", "/status", "/members", "/metrics"):
+        refused = await client.get(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "starting")
+    assert (await client.post("/call", json={"method": "echo"}, headers=BEARER)).status_code == 503
+    assert node.called == []
+    node.standing = "leaving"
+    assert "leaving" in (await client.get("/readyz")).text
+    assert (await client.get("/members")).status_code == 200
+
+
+async def test_an_answer_waits_for_no_acknowledgement(server: HttpServer) -> None:
+    _, writer = await asyncio.open_connection(*server.address.rsplit(":", 1))
+    while not (connections := server._server.server_state.connections):  # noqa: ASYNC110 - the server has no event for it
+        await asyncio.sleep(0)
+    (connection,) = connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_members_have_exactly_the_public_fields(client: httpx.AsyncClient) -> None:
@@ -316,8 +345,9 @@ async def test_a_stalled_evaluation_stops_the_sender(node: StandIn, server: Http
     ],
 )
 async def test_a_bad_evaluation_is_refused_and_named(
-    client: httpx.AsyncClient, content: bytes, status: int, code: str, message: str
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, content: bytes, status: int, code: str, message: str
 ) -> None:
+    monkeypatch.setattr(evaluate, "HEARTBEAT_S", 3600.0)  # a beat on a busy machine would answer 200 before the error
     response = await client.post("/evaluate", content=content, headers=BEARER)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
