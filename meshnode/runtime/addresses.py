@@ -29,7 +29,7 @@ def advertised_port(config: Config, offset: int, bound: int) -> int:
 
 
 def http_address(config: Config, port: int) -> str:
-    """ "host:port" of the HTTP server for this machine; where it listens everywhere, by the address no cut takes away."""
+    """ "host:port" of the HTTP server for this machine; if it listens everywhere, by the address no cut takes away."""
     host = config.http_bind
     if _is_wildcard(host):
         host = "::1" if ":" in host else "127.0.0.1"
