@@ -1,21 +1,31 @@
 """Structured logs on stderr: one JSON object a line, or readable lines in a terminal. Secrets never reach either.
 
 Set up once, by the process that starts a node. Records of the standard library (uvicorn, asyncio) take the same way.
+Every record says where it was made, as far as there is such a thing: the node, Raft's term there, and within an
+operation its trace and span ids (`meshnode tap --filter TRACE` finds the rest of it) and the channel it came over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 import structlog
 
+from meshnode.spans import current
+
 HIDDEN = "[hidden]"
 LogFormat = Literal["auto", "json", "text"]
+Where = Callable[[str | None], Mapping[str, Any]]
+
+_where: ContextVar[Where | None] = ContextVar("where", default=None)
+_in_this_process: list[Where] = []
 
 _SECRET_NAME = re.compile(
     r"(?i)(^|[_.-])(token|secret|password|passwd|passphrase|api_?key|private_?key|authorization)s?$"
@@ -38,6 +48,7 @@ def configure_logs(level: str, *, form: LogFormat = "auto", stream: TextIO | Non
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            say_where,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
             Redaction(secrets_of(os.environ)),
@@ -64,6 +75,7 @@ def log_as_a_library() -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.contextvars.merge_contextvars,
+            say_where,
             Redaction(secrets_of(os.environ)),
             structlog.processors.KeyValueRenderer(key_order=["event"]),
         ],
@@ -71,6 +83,40 @@ def log_as_a_library() -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+@contextlib.contextmanager
+def logging_of(where: Where) -> Iterator[None]:
+    """What is logged in this block, and by all tasks and callbacks that begin in it, carries what `where` tells.
+
+    where(operation): is asked at each record; the operation is the name of the span that is open, if one is.
+    """
+    token = _where.set(where)
+    try:
+        yield
+    finally:
+        _where.reset(token)
+
+
+def the_node_here(where: Where) -> Callable[[], None]:
+    """Until what is returned is called: while only one node runs in this process, all else that is logged is its."""
+    _in_this_process.append(where)
+    return lambda: _in_this_process.remove(where)
+
+
+def say_where(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: the node's words, and the trace; what the record says itself stays."""
+    del logger, method
+    where, span = _where.get(), current()
+    if where is None and len(_in_this_process) == 1:
+        where = _in_this_process[0]
+    if where is not None:
+        for name, value in where(span.name if span is not None else None).items():
+            event.setdefault(name, value)
+    if span is not None:
+        event.setdefault("trace", span.trace)
+        event.setdefault("span", span.id)
+    return event
 
 
 class Redaction:

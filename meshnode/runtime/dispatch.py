@@ -44,6 +44,7 @@ class Dispatch:
 
     def __init__(self) -> None:
         self._responders: dict[str, Callable[[Incoming], Reply]] = {}
+        self._came_over: dict[str, ChannelName] = {}
         self._decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
         self._channels: Mapping[ChannelName, Channel] = {}
         self.spans: Spans | None = None  # None: nothing is traced, and nothing paid for it
@@ -66,6 +67,12 @@ class Dispatch:
             return _reply(responder, message, Caller(incoming.peer, incoming.deadline, incoming.context), _encode)
 
         self._responders[kind.command] = answer
+        self._came_over[kind.command] = kind.channel
+
+    def channel_of(self, command: str) -> ChannelName | None:
+        """The channel on which a command travels; None if nobody answers it here."""
+        is_users = command in self._responders and not command.startswith(OURS)
+        return self._came_over.get(command, "inference" if is_users else None)
 
     def serve_raw(self, command: str, receive: Callable[[str, bytes], None]) -> None:
         """Hand the body of a cast on as it came: for protocols that have an encoding of their own."""

@@ -26,7 +26,7 @@ from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.mesh import Member, MemberChange
 from meshnode.observe.health import state_health
-from meshnode.observe.logs import log_as_a_library
+from meshnode.observe.logs import log_as_a_library, logging_of, the_node_here
 from meshnode.runtime.directory import Directory
 from meshnode.runtime.dispatch import Dispatch
 from meshnode.runtime.events import NodeEvents
@@ -76,9 +76,14 @@ class Node:
 
     async def start(self) -> None:
         """Start all parts, join, and serve. Once only."""
+        with logging_of(self._where):
+            await self._start()
+
+    async def _start(self) -> None:
         if self._stack is not None:
             raise MeshError("this node was started before; make a new one")
         self._stack = AsyncExitStack()
+        self._stack.callback(the_node_here(self._where))
         try:
             if self.spans is not None and self.config.otlp is not None:
                 from meshnode.integrations.otel import export
@@ -117,7 +122,8 @@ class Node:
     async def stop(self) -> None:
         """Leave, and close everything in reverse order. Safe to call twice; cancelled, it still runs to its end."""
         if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop())
+            with logging_of(self._where):
+                self._stopping = asyncio.get_running_loop().create_task(self._stop())
         await asyncio.shield(self._stopping)
 
     async def __aenter__(self) -> Node:
@@ -332,6 +338,15 @@ class Node:
         if secured is None:
             raise ConfigError("this mesh has no key; make one with `meshnode keygen` and start its nodes with it")
         return secured
+
+    def _where(self, operation: str | None) -> dict[str, Any]:
+        """What each log record tells of this node."""
+        where: dict[str, Any] = {"node": self.name}
+        if self._parts is not None and (term := self._parts.replication.status().term):
+            where["term"] = term
+        if operation is not None and (channel := self.dispatch.channel_of(operation)) is not None:
+            where["channel"] = channel
+        return where
 
     def _running(self) -> Parts:
         if self._parts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import structlog
 
-from meshnode.observe.logs import HIDDEN, configure_logs, hide_secrets, secrets_of
+from meshnode import App, Config, Node
+from meshnode.observe.logs import HIDDEN, configure_logs, hide_secrets, logging_of, secrets_of
+from meshnode.spans import Spans
 
 
 class Terminal(io.StringIO):
@@ -124,3 +127,39 @@ def test_settings_are_shown_without_their_secrets() -> None:
         "url": f"redis://{HIDDEN}@h",
         "none": None,
     }
+
+
+async def test_a_record_says_node_term_channel_and_trace_where_there_are_such() -> None:
+    app = App()
+
+    @app.handler("grumble")
+    async def grumble(args: Any, context: Any) -> None:
+        logging.getLogger("an.app").warning("not again")
+
+    out, log = logged()
+    async with Node(Config(port=0, name="host-a", http=False), app=app) as node:
+        async with asyncio.timeout(60):
+            while node.status()["leader"] is None:  # noqa: ASYNC110 - elections have no event for outsiders
+                await asyncio.sleep(0.01)
+        await node.call("host-a", "grumble")
+    log.info("outside")
+    records = [json.loads(line) for line in out.getvalue().splitlines()]
+    joined, grumbled, outside = (
+        next(record for record in records if record["event"] == event) for event in ("joined", "not again", "outside")
+    )
+    assert joined["node"] == "host-a"
+    assert (grumbled["node"], grumbled["channel"], grumbled["logger"]) == ("host-a", "inference", "an.app")
+    assert grumbled["term"] >= 1
+    assert node.spans is not None
+    assert grumbled["trace"] in {span.trace for span in node.spans.ring if span.name == "grumble"}
+    assert {"node", "term", "channel", "trace"}.isdisjoint(outside)
+
+
+def test_what_a_record_says_itself_stays_and_a_span_is_named() -> None:
+    out, log = logged()
+    spans = Spans("host-a")
+    with logging_of(lambda operation: {"node": "host-a", "term": 3, "operation": operation}), spans.span("evaluate qa"):
+        log.info("configuration", term=7)
+    event, span = one(out), spans.ring[0]
+    assert (event["node"], event["term"], event["operation"]) == ("host-a", 7, "evaluate qa")
+    assert (event["trace"], event["span"]) == (span.trace, span.id)
