@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     leave_on_signals()
     for name in [name for name in os.environ if name.startswith("MESHNODE_")]:
         del os.environ[name]  # settings of the user's own nodes are not for these
+    os.environ["MESHNODE_CONFIG_FILE"] = ""  # nor is a file of them
     configure_logs("error")
     report = Report()
     with tempfile.TemporaryDirectory(prefix="meshnode-demo-") as directory:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from meshnode.errors import ConfigError, MeshError
 
+MIN_TOKEN = 20
 NO_NODE = "no node is running here; start one: meshnode start"
 
 
@@ -186,12 +187,28 @@ def _remote(address: str) -> LocalNode:
     if not right:
         raise ConfigError(f"--node {address}: write a name or HOST:HTTPPORT, for example 127.0.0.1:7705")
     file = os.environ.get("MESHNODE_TOKEN_FILE")
-    if not file:
-        return LocalNode(http=address)
+    return LocalNode(http=address, token=read_token(Path(file), "MESHNODE_TOKEN_FILE") if file else None)
+
+
+def read_token(path: Path, called: str) -> str:
+    """The token in a file, without the line end; `called` says where the file was named. Raises ConfigError."""
     try:
-        token = Path(file).read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"MESHNODE_TOKEN_FILE {file}: {error.strerror}") from None
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{called} {path}: {getattr(error, 'strerror', None) or 'is not text'}") from None
     if not token:
-        raise ConfigError(f"MESHNODE_TOKEN_FILE {file} is empty; put the node's token into it")
-    return LocalNode(http=address, token=token)
+        raise ConfigError(f"{called} {path} is empty; put the node's token into it")
+    return token
+
+
+def node_token(path: Path | None) -> str:
+    """The token a node demands: of its token file, else a new one. Raises ConfigError for one that could be guessed."""
+    if path is None:
+        return secrets.token_urlsafe(32)
+    token = read_token(path, "token file")
+    if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"token file {path}: a token has at least {MIN_TOKEN} letters, digits and signs, and no space; make one: "
+            'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+        )
+    return token

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A busy machine may hold any example up for as long as it likes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+# The configuration file of whoever runs the tests is none of theirs; processes they start inherit this.
+os.environ["MESHNODE_CONFIG_FILE"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -9,59 +9,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from meshnode.cli.settings import load, settings_options
+
 if TYPE_CHECKING:
     import asyncio
 
     from meshnode import Config, Node
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="A node to join by; repeat for more.")
-@click.option("--name", help="What this node is called; the host's name and an id if left out.")
-@click.option("--bind", metavar="ADDR", help="The address to listen on [127.0.0.1].")
-@click.option("--port", metavar="N", type=int, help="The base port [7700]; 0 takes free ones.")
-@click.option("--advertise", metavar="HOST[:PORT]", help="What others reach this node by, if not the bind address.")
-@click.option("--tag", "tags", metavar="K=V", multiple=True, help="A capability others can select by; repeat for more.")
-@click.option("--app", metavar="MODULE:ATTR", help="The app to run, from the current directory or installed.")
-@click.option("--workers", metavar="N", type=int, help="Worker processes [1].")
-@click.option("--worker-threads", metavar="N", type=int, help="Tasks each worker runs at once [8].")
-@click.option("--role", metavar="node|client", help="A client runs no work and never votes [node].")
-@click.option("--data-dir", metavar="DIR", type=PATH, help="Where identity and logs are kept; without it nothing is.")
-@click.option("--mesh-key", "key_file", metavar="FILE", type=PATH, help="The mesh's key, made by `meshnode keygen`.")
-@click.option("--certificate", "certificate_file", metavar="FILE", type=PATH, help="See `meshnode ca sign`.")
-@click.option("--insecure", count=True, help="No encryption, no proofs; twice if others can reach this address.")
-@click.option("--config", "file", metavar="FILE", type=PATH, help="A TOML file of settings.")
-@click.option("--log-level", metavar="L", help="debug, info, warning or error [info].")
+@settings_options
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "json", "text"]),
     default="auto",
     help="auto: text in a terminal, JSON elsewhere.",
 )
-@click.option("--gossip-transport", metavar="udp|tcp", help="tcp where the network blocks UDP, on every node [udp].")
-@click.option("--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected.")
-@click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30].")
-@click.option("--http-bind", metavar="ADDR", help="Where HTTP listens; who reaches it can read [127.0.0.1].")
-@click.option("--page-edits", is_flag=True, default=None, help="Let the page change variables, with the token.")
-@click.option("--otlp", metavar="URL", help="Send spans to this OpenTelemetry collector; needs the extra otel.")
-@click.option("--ready-file", metavar="FILE", type=PATH, help="Written, whole, as JSON once the node serves.")
-def start(
-    seeds: tuple[str, ...],
-    tags: tuple[str, ...],
-    file: Path | None,
-    log_format: Literal["auto", "json", "text"],
-    insecure: int,
-    **settings: Any,
-) -> None:
+def start(file: Path | None, log_format: Literal["auto", "json", "text"], **settings: Any) -> None:
     """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
     _import_structlog_alone()
-    from meshnode.cli.settings import load
-
-    config = load(
-        file, seeds=seeds or None, tags=_tags(tags) if tags else None, insecure=min(insecure, 2) or None, **settings
-    )
+    config = load(file, **settings)
 
     from meshnode.cli.loop import run
     from meshnode.observe.logs import configure_logs
@@ -215,13 +182,3 @@ def _write_whole(path: Path, value: dict[str, Any]) -> None:
         aside.replace(path)
     except OSError as error:
         raise MeshError(f"ready file {path}: {error.strerror}") from None
-
-
-def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{pair!r} is not K=V; write for example gpu=yes", param_hint="--tag")
-        tags[key] = value
-    return tags

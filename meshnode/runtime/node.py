@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from meshnode.config import Config
 from meshnode.errors import Closed, ConfigError, MeshError
 from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
+from meshnode.local_nodes import node_token
 from meshnode.mesh import Member, MemberChange
 from meshnode.observe.health import state_health
 from meshnode.observe.logs import log_as_a_library, logging_of, the_node_here
@@ -60,7 +60,7 @@ class Node:
         self.app = app
         self.identity = load_identity(self.config.data_dir)
         self.name = self.config.name or f"{os.uname().nodename.split('.')[0]}-{self.identity.node_id[:4]}"
-        self.token = secrets.token_urlsafe(32)
+        self.token = node_token(self.config.token_file)
         self.directory = Directory()
         self.dispatch = Dispatch()
         self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)

@@ -13,7 +13,7 @@ import pytest
 
 from meshnode import local_nodes
 from meshnode.errors import ConfigError, MeshError
-from meshnode.local_nodes import LocalNode, find, process_start, registered, running
+from meshnode.local_nodes import LocalNode, find, node_token, process_start, registered, running
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +156,17 @@ def test_the_directory_is_the_users_own_by_default(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert local_nodes.runtime_dir() == tmp_path / "cache" / "meshnode" / "run"
+
+
+def test_a_node_takes_its_token_from_a_file_and_refuses_one_that_could_be_guessed(tmp_path: Path) -> None:
+    assert node_token(None) != node_token(None)
+    file = tmp_path / "token"
+    file.write_text("correct-horse-battery-staple\n")
+    assert node_token(file) == "correct-horse-battery-staple"
+    for wrong in ("", "secret", "correct horse battery staple", "pässword-pässword-pässword"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match=str(file)):
+            node_token(file)
+    file.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        node_token(file)

@@ -243,11 +243,7 @@ async def test_config_shows_what_start_would_use_and_where_from(meshnode: Comman
     assert rows["workers"] == ["1", "default"]
     assert rows["otlp"] == ["http://[hidden]@x:1", "MESHNODE_OTLP"]
     as_json = (
-        await meshnode.run(
-            *arguments,
-            MESHNODE_CONFIG_FILE="other.toml",
-            MESHNODE_SEEDS="a:1,b:2",
-        )
+        await meshnode.run(*arguments, "--json", MESHNODE_CONFIG_FILE="other.toml", MESHNODE_SEEDS="a:1,b:2")
     ).json
     sources = as_json.pop("sources")
     assert set(sources) == set(as_json)
