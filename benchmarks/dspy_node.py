@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+import uvloop
+
 import meshnode
 
 SLOTS = 8
@@ -49,4 +51,4 @@ async def serve(seeds: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(tuple(sys.argv[1:2])))
+    uvloop.run(serve(tuple(sys.argv[1:2])))

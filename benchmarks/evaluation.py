@@ -19,6 +19,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import uvloop
+
 import meshnode
 from benchmarks.evaluation_node import LATENCIES_MS, SLOTS
 from benchmarks.measure import process
@@ -155,8 +157,8 @@ async def cost() -> None:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    asyncio.run(cost())
-    asyncio.run(latencies(rounds))
+    uvloop.run(cost())
+    uvloop.run(latencies(rounds))
 
 
 if __name__ == "__main__":

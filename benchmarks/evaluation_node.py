@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import uvloop
+
 import meshnode
 
 SLOTS = 8
@@ -48,4 +50,4 @@ async def serve(seeds: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(tuple(sys.argv[1:2])))
+    uvloop.run(serve(tuple(sys.argv[1:2])))

@@ -252,7 +252,7 @@ class Runner:
                 running.program = program
                 return
         try:
-            inputs, metric = self._prepare(task)
+            inputs, metric, _ = self._prepare(task)
         except MeshError as error:
             running.outcome = Declined(running.job, error.code, str(error))
             return
@@ -281,7 +281,7 @@ class Runner:
         prediction, score, error = b"", None, None
         try:
             try:
-                inputs, metric = self._prepare(task)
+                inputs, metric, is_immediate = self._prepare(task)
             except MeshError as refused:
                 running.outcome = Declined(running.job, refused.code, str(refused))
                 return
@@ -290,7 +290,7 @@ class Runner:
             value = await program.call(inputs, session)
             prediction = _pack_prediction(program, value)
             if metric is not None:
-                score = await self._in_thread(partial(metric, value))
+                score = metric(value) if is_immediate else await self._in_thread(partial(metric, value))
         except BaseException as raised:  # also a cancellation: if it was not ours, it is the program's own doing
             error = describe(raised)
         finally:
@@ -299,20 +299,27 @@ class Runner:
                 running.outcome = Done(running.job, TaskResult(prediction, score, error, seconds, self._name))
             self._finish(running)
 
-    def _prepare(self, task: Task) -> tuple[Any, Metric | None]:
-        """The inputs, and what scores a prediction; raises InvalidInput or UnknownMethod."""
+    def _prepare(self, task: Task) -> tuple[Any, Metric | None, bool]:
+        """The inputs, what scores a prediction, and whether that may be done on the loop.
+
+        Raises InvalidInput or UnknownMethod.
+        """
         inputs = unpack(task.inputs)
         if not isinstance(inputs, Mapping):
             kind = type(inputs).__name__
             raise InvalidInput(f"program {task.program!r}: its inputs are a mapping by name, not a {kind}")
         if task.metric is None:
-            return inputs, None
+            return inputs, None, True
         from meshnode.evaluation import fields, metrics  # only a worker that scores needs them
 
         metric = metrics.find(task.metric, self._app.metrics)
         # Unpacked anew, for the program may have changed its inputs.
         example = fields.as_fields(unpack(task.example if task.example is not None else task.inputs))
-        return inputs, lambda prediction: metrics.score(metric, example, fields.as_fields(prediction))
+
+        def score(prediction: Any) -> float:
+            return metrics.score(metric, example, fields.as_fields(prediction))
+
+        return inputs, score, any(metric is quick for quick in metrics.IMMEDIATE)
 
     async def _in_thread(self, work: Callable[[], float]) -> float:
         future: Future[float] = Future()
