@@ -19,9 +19,11 @@ from meshnode.mesh import Member
 if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.evaluation.results import EvaluationResult, Progress
+    from meshnode.integrations.dspy.consensus import DemoConsensus
     from meshnode.integrations.dspy.link import Link
     from meshnode.integrations.dspy.optimizers import MeshBootstrapFewShot, MeshEvaluate, MeshRandomSearch
     from meshnode.integrations.dspy.session import DspySession
+    from meshnode.integrations.dspy.sharing import SharedCache
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.pipelines import Pipeline, PipelineResult
     from meshnode.runtime.node import Node
@@ -39,6 +41,7 @@ class BlockingMesh:
     def __init__(self, config: Config, app: App | None = None) -> None:
         self._closed = False
         self._link: Link | None = None
+        self._shared_cache: SharedCache | None = None
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="meshnode", daemon=True)
         self._thread.start()
@@ -146,9 +149,33 @@ class BlockingMesh:
         made: MeshRandomSearch = self._dspy("optimizers").MeshRandomSearch(mesh_slots=self.slots, **options)
         return made
 
+    def DemoConsensus(self, **options: Any) -> DemoConsensus:  # noqa: N802 - an optimizer as those above
+        """An optimizer whose demos the whole mesh agreed on: `mesh.DemoConsensus(metric="exact").compile(…)`."""
+        node = self._node
+        make = self._dspy("consensus").DemoConsensus
+        made: DemoConsensus = make(node.mesh, node.demos, node.app, self._run, **options)
+        return made
+
+    def share_cache(self) -> SharedCache:
+        """Put the mesh behind DSPy's cache in this process: what any node has paid a model for is found, and shared.
+
+        Nodes take part that were started with `--lm-cache SIZE`. It lasts until this mesh is closed, or for a `with`.
+        """
+        if self._shared_cache is not None:
+            self._shared_cache.close()
+        config = self._node.config
+        self._shared_cache = self._dspy("sharing").SharedCache(
+            self._node.mesh, self._submit, loop_thread=self._thread, timeout_s=config.lm_cache_timeout_s
+        )
+        return self._shared_cache
+
     def dspy_statistics(self) -> dict[str, int]:
-        """Forwards of remote programs by where they ran ("mesh", "here"), sends, retries and hedges."""
-        return self._linked().statistics()
+        """Forwards of remote programs by where they ran ("mesh", "here"), sends, retries and hedges.
+
+        With a shared cache also what it found for this process: "cache_hits_local", "cache_hits_mesh", and so on.
+        """
+        shared = {} if self._shared_cache is None else self._shared_cache.statistics()
+        return {**self._linked().statistics(), **{f"cache_{name}": number for name, number in shared.items()}}
 
     def _linked(self) -> Link:
         if self._link is None:
@@ -180,6 +207,8 @@ class BlockingMesh:
         """Leave the mesh and stop the thread; safe to call twice."""
         if self._closed:
             return
+        if self._shared_cache is not None:
+            self._shared_cache.close()
         try:
             self._run(self._node.stop())
         finally:

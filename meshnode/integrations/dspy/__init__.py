@@ -8,6 +8,7 @@
     worker       on a node: runs a call and records trace, usage and history
     forwards     which node gets a call; link: sends it, replays what came back; proxy: the program that does so
     journal      keeps finished calls, for a run to be resumed
+    consensus    DemoConsensus: demos that the whole mesh agreed on; demos: a worker's part in it
     optimizers   Evaluate, BootstrapFewShot and RandomSearch that use the mesh's width
 
 The seam is `Module.forward`: DSPy's own threads wait for the network, its metrics, order, scores and progress bars stay

@@ -21,6 +21,7 @@ from meshnode.integrations.dspy.structure import submodules
 log = structlog.get_logger("meshnode.dspy")
 
 _LOCAL = "_meshnode_local_class"
+_NAME = "_meshnode_program"
 
 
 def remote(link: Link, name: str, program: Any = None) -> Any:
@@ -54,6 +55,11 @@ def is_remote(program: Any) -> bool:
     return hasattr(type(program), _LOCAL)
 
 
+def program_of(program: Any) -> str | None:
+    """The name of a remote program in the app; None if it is none."""
+    return getattr(type(program), _NAME, None)
+
+
 def _remote_class(link: Link, name: str, base: type) -> type:
     @functools.wraps(base.forward)  # type: ignore[attr-defined]  # every program has one
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +79,7 @@ def _remote_class(link: Link, name: str, base: type) -> type:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         _LOCAL: base,
+        _NAME: name,
         "forward": forward,
         "__deepcopy__": deepcopy,
         "__reduce_ex__": reduce,

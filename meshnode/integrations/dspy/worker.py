@@ -19,9 +19,10 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from meshnode.app import App
 from meshnode.errors import InvalidInput
-from meshnode.integrations.dspy import failures, state
+from meshnode.integrations.dspy import demos, failures, state
 from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
 from meshnode.integrations.dspy.models import as_models, check_sampling, make, make_adapter
+from meshnode.integrations.dspy.sharing import share_in_worker
 from meshnode.integrations.dspy.structure import classes_of, named_predictors, submodules
 from meshnode.lm import usage
 
@@ -35,30 +36,41 @@ _TEXT = 200_000  # characters of one text in the LM's history
 class Served:
     """A built `dspy.Module` as a worker calls it: `(inputs) -> dict`, or an awaitable of one for `acall`."""
 
-    def __init__(self, module: Any, models: list[Any]) -> None:
+    def __init__(self, module: Any, models: list[Any], metrics: Mapping[str, Callable[..., Any]] = {}) -> None:
         self._module = module
         self._models = models
+        self._metrics = metrics
         self._classes = classes_of(module)
         for predictor in named_predictors(module).values():
             if predictor.lm is not None:
                 predictor.lm = _recorded(predictor.lm.copy())
 
-    def with_state(self, data: bytes) -> Served:
+    def with_state(self, data: bytes) -> Served | demos.Bootstrapping:
         """A copy that has this state. Raises InvalidInput or AppError; this one never changes."""
         module = state.copy_of(self._module)
+        data, shown, wanted = demos.take(data)
         try:
             state.apply(data, module, self._classes, self._known_models())
         except NotCarried as error:
             raise InvalidInput(f"the state asks for {error} can't be had here") from None
-        return Served(module, self._models)
+        if shown is not None:
+            demos.show(module, shown, self._classes)
+        served = Served(module, self._models, self._metrics)
+        if wanted is None:
+            return served
+        return demos.Bootstrapping(module, wanted, self._metrics, served._inputs_of, served._plainly, self._classes)
 
     def __call__(self, inputs: Mapping[str, Any]) -> Any:
         """Run one task."""
         if inputs.keys() == {CALL}:
             return self._serve(inputs[CALL])
-        counted = {"usage_tracker": Counting(), "callbacks": _with_failures()}
-        with dspy.context(lm=self._default_model(), trace=[], disable_history=True, **counted):
+        with self._plainly():
             return as_mapping(self._module(**self._inputs_of(inputs)))
+
+    def _plainly(self) -> Any:
+        """DSPy's settings for a run of which nobody wants more than its outcome."""
+        counted = {"usage_tracker": Counting(), "callbacks": _with_failures()}
+        return dspy.context(lm=self._default_model(), trace=[], disable_history=True, **counted)
 
     def _serve(self, call: Any) -> Any:
         if type(call) is not dict or call.keys() != {"args", "kwargs", "lm", "adapter", "async", "settings"}:
@@ -231,7 +243,9 @@ def check_privileged(module: Any, kwargs: Mapping[str, Any]) -> None:
 
 def adapt(module: Any, app: App) -> Callable[[Mapping[str, Any]], Any]:
     """What a worker calls for a program that is a `dspy.Module`; the models are those of `@app.lm`."""
-    return Served(module, models_of(app))
+    models = models_of(app)
+    share_in_worker()  # last: the builders may have configured a cache
+    return Served(module, models, app.metrics)
 
 
 def models_of(app: App) -> list[Any]:

@@ -147,3 +147,10 @@ def lm() -> Any:
 @app.metric("same")
 def same(example: Any, prediction: Any, trace: Any = None) -> bool:
     return bool(example["answer"] == prediction["answer"])
+
+
+@app.metric("said_something")
+def said_something(example: Any, prediction: Any, trace: Any = None) -> bool:
+    """Strict while it bootstraps, as DSPy's metrics may be: then both steps must be in the trace."""
+    del example
+    return bool(prediction.answer) and (trace is None or len(trace) == 2)
