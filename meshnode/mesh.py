@@ -99,8 +99,8 @@ class State(Protocol):
         """Raise InvalidInput if a command would be refused as things stand here."""
         ...
 
-    async def propose(self, command: Command, timeout_s: float = 10.0) -> Result:
-        """Apply a command exactly once. Raises InvalidInput, NoLeader (not applied), OutcomeUnknown."""
+    def propose(self, command: Command, timeout_s: float = 10.0) -> Awaitable[Result]:
+        """Apply a command exactly once. Awaiting raises InvalidInput, NoLeader (not applied), OutcomeUnknown."""
         ...
 
     def listen(self, listener: Callable[[list[Change]], None]) -> Callable[[], None]:

@@ -170,9 +170,11 @@ class Variables:
         self, name: str, value: Any, *, metadata: Mapping[str, str] | None = None, timeout_s: float = WRITE_TIMEOUT_S
     ) -> int:
         """Change a value; returns its version. Raises InvalidInput, naming variable and rule, before it is sent."""
-        command = Set(name, value, dict(metadata or {}), self._writer, _wall_ms())
-        await self._check(command, timeout_s)
-        result = await self._state.propose(command, timeout_s)
+        state, command = self._state, Set(name, value, dict(metadata) if metadata else {}, self._writer, _wall_ms())
+        if state.machine.variables.get(name) is None:
+            await self._catch_up(name, timeout_s)
+        state.check(command)
+        result = await state.propose(command, timeout_s)
         assert isinstance(result, Written)
         return result.version
 
@@ -187,7 +189,8 @@ class Variables:
     ) -> bool:
         """Compare and set: True if it was `expected` and now is `value`."""
         command = Compare(name, expected, value, dict(metadata or {}), self._writer, _wall_ms())
-        await self._check(command, timeout_s)
+        await self._catch_up(name, timeout_s)
+        self._state.check(command)
         result = await self._state.propose(command, timeout_s)
         assert isinstance(result, Compared)
         return result.swapped
@@ -281,11 +284,10 @@ class Variables:
         if known is None or known.declaration != declaration:
             await self._state.propose(command, timeout_s)
 
-    async def _check(self, command: Set | Compare, timeout_s: float) -> None:
+    async def _catch_up(self, name: str, timeout_s: float) -> None:
         # A copy that lags may not know the variable yet: catch up before refusing it.
-        if self._state.machine.variables.get(command.name) is None:
+        if self._state.machine.variables.get(name) is None:
             await self._state.barrier("linearizable", timeout_s)
-        self._state.check(command)
 
     async def _synced_or(self, default: Any, name: str) -> None:
         try:

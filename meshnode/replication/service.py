@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -80,18 +80,18 @@ class Replication:
         self._feed = Feed(self.machine, lambda: self.leader)
         self._listeners: dict[Listener, None] = {}
         self._supervisor = Supervisor(lambda name, error: fail(RuntimeError(f"{name}: {error!r}")))
-        self._submission = Submission(
+        self._submission: Submission[Result] = Submission(
             mesh,
             leader=lambda: self.leader,
             look=self._locate,
             heard=self._on_heard,
             propose=self._propose_here,
+            settle=self._settle,
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
         self.spans: Spans | None = None
-        self.proposals_committed = 0  # those of this node; one that a rule refused was committed, too
-        self.proposals_failed = 0
+        self.proposals_committed = 0  # those of this node
 
     # Life.
 
@@ -190,7 +190,7 @@ class Replication:
 
     def statistics(self) -> dict[str, Any]:
         """This node's proposals, and the log's counters if it runs a core."""
-        proposals = {"proposals_committed": self.proposals_committed, "proposals_failed": self.proposals_failed}
+        proposals = {"proposals_committed": self.proposals_committed, "proposals_failed": self._submission.failed}
         return {**proposals, **(self._replica.statistics() if self._replica is not None else {})}
 
     async def synced(self, timeout_s: float = 10.0) -> None:
@@ -228,22 +228,22 @@ class Replication:
     # Writing.
 
     @spanned("propose")
-    async def propose(self, command: Command, timeout_s: float = 10.0) -> Result:
-        """Apply a command once, whatever happens on the way; returns the machine's answer.
+    def propose(self, command: Command, timeout_s: float = 10.0) -> Awaitable[Result]:
+        """Apply a command once, whatever happens on the way; the machine's answer.
 
         Raises InvalidInput (a rule refused it), NoLeader (not applied), OutcomeUnknown.
         """
-        try:
-            result = decode_result(await self._submission.submit(encode_command(command), timeout_s))
-        except BaseException:
-            self.proposals_failed += 1
-            raise
-        self.proposals_committed += 1
-        if type(result) is Refusal:
-            raise InvalidInput(result.message)
-        if type(result) is Written or type(result) is Compared:
-            self.written_index = max(self.written_index, result.version)
-        return result
+        return self._submission.submit(encode_command(command), timeout_s)
+
+    def _settle(self, future: asyncio.Future[Result], answer: bytes) -> None:
+        result = decode_result(answer)
+        self.proposals_committed += 1  # one that a rule refused was committed, too
+        if isinstance(result, Refusal):
+            future.set_exception(InvalidInput(result.message))
+            return
+        if isinstance(result, (Written, Compared)) and result.version > self.written_index:
+            self.written_index = result.version
+        future.set_result(result)
 
     def check(self, command: Command) -> None:
         """Raise InvalidInput if the command would be refused as things stand."""

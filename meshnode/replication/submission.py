@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -34,6 +35,8 @@ from meshnode.replication.messages import (
 
 log = structlog.get_logger("meshnode.submission")
 
+T = TypeVar("T")
+
 TRY_S = 5.0
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.3
@@ -46,13 +49,15 @@ FLIGHTS = 8  # requests on their way at once; what comes meanwhile goes in the n
 WINDOW = 4000  # commands of one session without an answer; its table remembers 4096
 WAITING = 100_000
 
+_ANSWERS = {bytes}
+
 
 class Write:
     """A command on its way. `in_doubt`: some earlier try got no answer; `is_flying`: one is under way now."""
 
     __slots__ = ("client", "command", "deadline", "entry", "future", "in_doubt", "is_flying", "sequence")
 
-    def __init__(self, command: bytes, deadline: float, future: asyncio.Future[bytes]) -> None:
+    def __init__(self, command: bytes, deadline: float, future: asyncio.Future[Any]) -> None:
         self.command = command
         self.deadline = deadline
         self.future = future
@@ -87,10 +92,10 @@ class Flight:
         self.writes = writes
 
 
-class Submission:
+class Submission(Generic[T]):
     """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
 
-    propose(entries): this node's own core, if it leads.
+    propose(entries): this node's own core, if it leads. settle(future, answer): give a write the machine's answer.
     """
 
     def __init__(
@@ -101,8 +106,12 @@ class Submission:
         look: Callable[[], Awaitable[None]],
         heard: Callable[[str | None], None],
         propose: Callable[[list[bytes]], Awaitable[Proposed]],
+        settle: Callable[[asyncio.Future[T], bytes], None],
     ) -> None:
         self._mesh = mesh
+        self._settle = settle
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.failed = 0  # writes that got no answer of the machine
         self._leader = leader
         self._look = look
         self._heard = heard
@@ -117,23 +126,29 @@ class Submission:
         self._retry: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    def submit(self, command: bytes, timeout_s: float) -> asyncio.Future[bytes]:
-        """Apply a command once; the future gets the machine's answer, NoLeader, OutcomeUnknown or Overloaded.
+    def submit(self, command: bytes, timeout_s: float) -> asyncio.Future[T]:
+        """Apply a command once; the future gets what `settle` makes of the answer, or else
 
-        Raises TooLarge, Overloaded, Closed.
+        NoLeader, OutcomeUnknown, Overloaded, TooLarge, Closed.
         """
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         if len(command) > COMMAND_BYTES:
-            raise TooLarge(f"a command of {len(command)} bytes is above the limit of {COMMAND_BYTES}")
-        if len(self._open) >= WAITING:
-            raise Overloaded(f"{WAITING} writes of this node wait already", retry_after_s=0.5)
-        if self._is_closed:
-            raise Closed("the node is stopping")
-        loop = asyncio.get_running_loop()
-        write = Write(command, loop.time() + timeout_s, loop.create_future())
-        self._open.add(write)
-        self._queue.append(write)
-        self._soon()
-        return write.future
+            self._fail(future, TooLarge(f"a command of {len(command)} bytes is above the limit of {COMMAND_BYTES}"))
+        elif len(self._open) >= WAITING:
+            self._fail(future, Overloaded(f"{WAITING} writes of this node wait already", retry_after_s=0.5))
+        elif self._is_closed:
+            self._fail(future, Closed("the node is stopping"))
+        else:
+            write = Write(command, loop.time() + timeout_s, future)
+            self._open.add(write)
+            self._queue.append(write)
+            if not self._is_due and self._retry is None:
+                self._is_due = True
+                loop.call_soon(self._flush)
+        return future
 
     def leader_changed(self) -> None:
         """What was sent to a former leader is sent to the present one instead of waiting for the former."""
@@ -192,6 +207,7 @@ class Submission:
             write = queue[0]
             if write.future.done():  # expired, or its caller went away
                 queue.popleft()
+                self.failed += write.future.cancelled()
                 self._forget(write)
                 continue
             # One in doubt stays with its session, even if that is gone: another could apply it a second time.
@@ -227,10 +243,15 @@ class Submission:
 
     def _landed(self, task: asyncio.Task[Proposed]) -> None:
         flight = self._flights.pop(task)
-        for write in flight.writes:
-            write.is_flying = False
         error = None if task.cancelled() else task.exception()
         outcomes: Sequence[Outcome] = ()
+        if error is None and not task.cancelled() and self._all_answered(flight.writes, task.result().outcomes):
+            self._pause_s = 0.0
+            if self._queue:
+                self._soon()
+            return
+        for write in flight.writes:
+            write.is_flying = False
         if task.cancelled():
             outcomes = [UNKNOWN] * len(flight.writes)
         elif isinstance(error, (Overloaded, TooLarge, InvalidInput)):
@@ -255,13 +276,29 @@ class Submission:
         self._queue.extendleft(reversed(again))
         self._later()
 
+    def _all_answered(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> bool:
+        """Settle the writes if each has its answer, as nearly always; else do nothing."""
+        if len(outcomes) != len(writes) or set(map(type, outcomes)) != _ANSWERS:
+            return False
+        settle, drop = self._settle, self._open.drop
+        for write, outcome in zip(writes, outcomes, strict=True):
+            drop(write)
+            if write.client is not None:
+                write.client.outstanding.pop(write.sequence, None)
+            if write.future.done():  # its caller went away, or its time was up
+                self.failed += write.future.cancelled()
+            else:
+                settle(write.future, outcome)  # type: ignore[arg-type]  # bytes, as just asked
+        return True
+
     def _is_open_after(self, write: Write, outcome: Outcome) -> bool:
         """Take in the outcome of one try; True if it takes another."""
         if write.future.done():
+            self.failed += write.future.cancelled()
             self._forget(write)
             return False
-        if type(outcome) is bytes:
-            write.future.set_result(outcome)
+        if isinstance(outcome, bytes):
+            self._settle(write.future, outcome)
             self._forget(write)
             return False
         if outcome == UNKNOWN:
@@ -279,7 +316,7 @@ class Submission:
             if not write.in_doubt:
                 return True
         self._forget(write)
-        write.future.set_exception(OutcomeUnknown("the client session was dropped; read before writing again"))
+        self._fail(write.future, OutcomeUnknown("the client session was dropped; read before writing again"))
         return False
 
     def _refuse(self, writes: Sequence[Write], error: MeshError) -> None:
@@ -291,7 +328,7 @@ class Submission:
                 continue
             self._forget(write)
             if not write.future.done():
-                write.future.set_exception(type(error)(str(error), retry_after_s=error.retry_after_s))
+                self._fail(write.future, type(error)(str(error), retry_after_s=error.retry_after_s))
         self._queue.extendleft(reversed(again))
         if self._queue:
             self._later()
@@ -314,9 +351,13 @@ class Submission:
         if write.future.done():
             return
         if write.in_doubt or write.is_flying:
-            write.future.set_exception(OutcomeUnknown(f"{why}; it may have been written: read before writing again"))
+            self._fail(write.future, OutcomeUnknown(f"{why}; it may have been written: read before writing again"))
         else:
-            write.future.set_exception(sure(f"{why}; nothing was written, retry", retry_after_s=0.5))
+            self._fail(write.future, sure(f"{why}; nothing was written, retry", retry_after_s=0.5))
+
+    def _fail(self, future: asyncio.Future[T], error: MeshError) -> None:
+        self.failed += 1
+        future.set_exception(error)
 
     def _forget(self, write: Write) -> None:
         self._open.drop(write)
