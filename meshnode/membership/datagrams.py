@@ -34,14 +34,18 @@ _NAME_KEPT_S = 60.0  # how long a resolved host name is used
 
 
 class Envelope(Protocol):
-    """Wraps what is sent and unwraps what came. Joins are wrapped for `mesh_id` None."""
+    """Wraps what is sent and unwraps what came. Joins are wrapped for `mesh_id` None. Addresses are "host:port"."""
 
-    def seal(self, body: bytes, mesh_id: str | None, peer: str = "") -> bytes:
-        """The datagram to send; `peer` is the node id it is for, if no other node may take it."""
+    def seal(self, body: bytes, mesh_id: str | None, peer: str = "", address: str = "") -> bytes:
+        """The datagram to send to `address`; `peer` is the node id it is for, if no other node may take it."""
         ...
 
-    def open(self, datagram: bytes, mesh_id: str | None) -> tuple[bytes, bool]:
+    def open(self, datagram: bytes, mesh_id: str | None, source: str = "") -> tuple[bytes, bool]:
         """The body, and whether it was sent without a mesh. Raises `Dropped` for what isn't meant for this mesh."""
+        ...
+
+    def moved(self, address: str) -> None:
+        """Another node, or another life of one, is at this address now."""
         ...
 
 
@@ -52,11 +56,11 @@ class Dropped(Exception):
 class Plain:
     """The envelope without cryptography: tells meshes apart, hides and proves nothing."""
 
-    def seal(self, body: bytes, mesh_id: str | None, peer: str = "") -> bytes:  # noqa: ARG002 - the seam's shape
+    def seal(self, body: bytes, mesh_id: str | None, peer: str = "", address: str = "") -> bytes:  # noqa: ARG002 - the seam's shape
         """The datagram to send."""
         return _MAGIC + mesh_tag(mesh_id) + body
 
-    def open(self, datagram: bytes, mesh_id: str | None) -> tuple[bytes, bool]:
+    def open(self, datagram: bytes, mesh_id: str | None, source: str = "") -> tuple[bytes, bool]:  # noqa: ARG002 - as above
         """The body, and whether it was sent without a mesh."""
         if len(datagram) < _HEADER or not datagram.startswith(_MAGIC):
             raise Dropped("malformed")
@@ -66,6 +70,9 @@ class Plain:
         if mesh_id is None or tag != mesh_tag(mesh_id):
             raise Dropped("other_mesh")
         return datagram[_HEADER:], False
+
+    def moved(self, address: str) -> None:
+        """Nothing is remembered of addresses."""
 
 
 def mesh_tag(mesh_id: str | None) -> bytes:

@@ -138,6 +138,7 @@ class Membership:
         self._round_trips: dict[str, float] = {}
         self._watches: WeakSet[Watch] = WeakSet()
         self._quiet: asyncio.Event | None = None
+        self._source = ""  # where the datagram that is being taken in came from
         self._closed = False
 
     async def start(self) -> None:
@@ -346,7 +347,7 @@ class Membership:
 
     def _send(self, address: str, message: Message, peer: str) -> None:
         if self.mesh_id is not None:
-            self._carrier.send(address, self._envelope.seal(encode(message), self.mesh_id, peer))
+            self._carrier.send(address, self._envelope.seal(encode(message), self.mesh_id, peer, address))
 
     def _publish(self, change: MemberChange) -> None:
         member = change.member
@@ -357,6 +358,8 @@ class Membership:
                 key = record.key if record is not None else b""  # a new one at each start
                 if known is None or (known[0].channels, known[1]) != (member.channels, key):
                     self._introduced[member.node_id] = (member, key)
+                    if member.address != self._source:
+                        self._envelope.moved(member.address)
                     self._introduce(member)
             else:
                 self._part(member.node_id)
@@ -410,7 +413,7 @@ class Membership:
 
     def _on_datagram(self, datagram: bytes, source: str) -> None:
         try:
-            body, without_mesh = self._envelope.open(datagram, self.mesh_id)
+            body, without_mesh = self._envelope.open(datagram, self.mesh_id, source)
             message = decode_datagram(body)
         except Dropped as reason:
             self._carrier.counters[f"dropped_{reason}"] += 1
@@ -430,7 +433,9 @@ class Membership:
                     return
                 if isinstance(message, Ack):
                     self._measure(message)
+                self._source = source
                 self._run(self._swim.step(message, source))
+                self._source = ""
 
     def _time(self, sequence: int, target: str) -> None:
         if len(self._pinged) >= _TIMED_MAX:
@@ -445,16 +450,16 @@ class Membership:
 
     # Joining, from both sides.
 
-    def _seal_join(self, message: JoinRequest | JoinAnswer | JoinRefusal) -> bytes:
-        return self._envelope.seal(encode(message), None)
+    def _seal_join(self, message: JoinRequest | JoinAnswer | JoinRefusal, address: str = "") -> bytes:
+        return self._envelope.seal(encode(message), None, address=address)
 
     def _answer_join(self, request: JoinRequest, source: str, length: int) -> None:
         if self._joining is not None and self._joining.is_own(request):
             return
         answer = answer_join(request, self._swim, self.mesh_id if self._joined else None)
-        datagram = self._seal_join(answer)
+        datagram = self._seal_join(answer, source)
         if isinstance(answer, JoinAnswer) and len(datagram) > length:
-            datagram = self._seal_join(msgspec.structs.replace(answer, holder=None))
+            datagram = self._seal_join(msgspec.structs.replace(answer, holder=None), source)
         if len(datagram) > length:
             self._carrier.counters["dropped_unpadded_join"] += 1
             return

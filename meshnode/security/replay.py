@@ -1,11 +1,17 @@
 """Every datagram counts once: windows over the sequence numbers of each sender's session.
 
 A session is one life of one sender, named by random bytes. Within it the sequence decides (a sliding window, as in
-RFC 6479), whatever the clocks say. When a session is heard of for the first time, for instance because *this* node
-was restarted and remembers nothing, the datagram's time decides: it must lie within SKEW_S of our clock and not before
-we started, less GRACE_S. So nothing older than that is taken after a restart, nor what was sent before the datagram
-that began the session here. A sender whose clock is further behind than GRACE_S is heard by a node that has just
-started as many seconds later.
+RFC 6479), whatever the clocks say. A session that is heard of for the first time, for instance because *this* node was
+restarted and remembers nothing, begins in one of two ways:
+
+    the datagram names this node's own session     made for this life of ours, so nobody can have recorded it before;
+                                                   answers do, and whatever comes from those we have spoken to
+    it names none, as a first contact does         its time decides: not before we started, less GRACE_S
+
+Either way its time must lie within SKEW_S of our clock. What names an earlier life of this node is dropped, and what
+was sent before the datagram that began the session is judged in the same two ways. So clocks that differ keep nobody
+waiting who asks first: a joiner whose clock is ahead is answered by name. Who speaks first to a node that has just
+started, with a clock that is further behind than GRACE_S, is heard as many seconds later.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from typing import Generic, TypeVar
 
 WINDOW = 1024  # how far a datagram may be overtaken by later ones
 SKEW_S = 60.0
-GRACE_S = 2.0
+GRACE_S = 0.25  # less than a process takes to start
 SESSIONS = 4096
 
 T = TypeVar("T")
@@ -58,6 +64,7 @@ class Sessions(Generic[T]):
     def __init__(self, started_ms: int, *, most: int = SESSIONS) -> None:
         self._most = most
         self._known: OrderedDict[bytes, tuple[Window, T]] = OrderedDict()
+        self._forgot = False
         self.floor_ms = started_ms - int(GRACE_S * 1000)
 
     def __len__(self) -> int:
@@ -67,9 +74,11 @@ class Sessions(Generic[T]):
         """Its window and what is kept with it; None if it is not known."""
         return self._known.get(session)
 
-    def timely(self, sent_ms: int, now_ms: int) -> bool:
-        """Whether a datagram sent then may begin a session."""
-        return sent_ms > self.floor_ms and abs(sent_ms - now_ms) <= SKEW_S * 1000
+    def timely(self, sent_ms: int, now_ms: int, *, for_this_life: bool = False) -> bool:
+        """Whether a datagram sent then may begin a session; `for_this_life`: it names this life of ours."""
+        # Once a session was forgotten, that a datagram names this life does not tell any more that it is new.
+        since_start = for_this_life and not self._forgot
+        return (since_start or sent_ms > self.floor_ms) and abs(sent_ms - now_ms) <= SKEW_S * 1000
 
     def keep(self, session: bytes, window: Window, kept: T) -> None:
         """It was heard now."""
@@ -77,4 +86,5 @@ class Sessions(Generic[T]):
         self._known.move_to_end(session)
         if len(self._known) > self._most:
             _, (oldest, _) = self._known.popitem(last=False)
+            self._forgot = True
             self.floor_ms = max(self.floor_ms, oldest.last_ms)

@@ -50,6 +50,11 @@ def test_a_thousand_nodes_learn_an_update_and_a_death_in_time_at_constant_cost()
     assert costs[1].bytes <= 1.6 * costs[0].bytes
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_five_nodes_that_join_one_seed_converge_in_under_a_second(seed: int) -> None:
+    assert join_storm(5, seed=seed).spread.all < 1
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.05])
 def test_ten_nodes_that_join_one_seed_converge(loss: float) -> None:
     assert join_storm(10, loss=loss).spread.all < 2

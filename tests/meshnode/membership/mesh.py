@@ -15,7 +15,7 @@ import msgspec
 
 from meshnode.config import join_address
 from meshnode.errors import MeshTimeout, Unreachable
-from meshnode.membership.datagrams import Transport, open_socket
+from meshnode.membership.datagrams import Envelope, Transport, open_socket
 from meshnode.membership.messages import Record
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import LOCAL, Settings
@@ -87,6 +87,7 @@ class Mesh:
         join: bool = True,
         advertise: str | None = None,
         peers_file: Path | None = None,
+        envelope: Envelope | None = None,
     ) -> Peer:
         bound = open_socket(host, port, transport=self.transport)
         address = join_address(advertise or host, bound.getsockname()[1])
@@ -120,6 +121,7 @@ class Mesh:
             mesh_id=mesh_id,
             settings=self.settings,
             peers_file=peers_file,
+            envelope=envelope,
         )
         peer = Peer(membership, address)
         self.peers.append(peer)

@@ -1,4 +1,4 @@
-"""Membership over real UDP sockets on loopback."""
+"""Membership over real UDP sockets on loopback; how long things take is asserted under the virtual clock."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from meshnode.membership.messages import (
 )
 from meshnode.membership.settings import LAN
 from meshnode.mesh import Caller
+from meshnode.security.keyfile import KeyFile, make_key
+from meshnode.security.ring import KeyRing
+from meshnode.security.seal import SealedEnvelope, now_ms
 from tests.meshnode.membership.mesh import Mesh, wait_until
 
 
-async def test_five_nodes_that_know_one_seed_converge_in_under_a_second() -> None:
+async def test_five_nodes_that_know_one_seed_converge() -> None:
     async with Mesh(LAN) as mesh:
         seed = await mesh.start("n0")
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         await asyncio.gather(*(mesh.start(f"n{i}", seed) for i in range(1, 5)))
-        await wait_until(mesh.converged, within_s=1.0 - (loop.time() - began))
+        await wait_until(mesh.converged, within_s=30)
         for peer in mesh.peers:
             assert set(peer.introduced) == {other.node_id for other in mesh.peers if other is not peer}
             assert peer.membership.mesh_id == seed.membership.mesh_id
 
 
-async def test_a_killed_node_is_seen_dead_by_all_in_under_five_seconds_on_the_lan_profile() -> None:
+async def test_a_killed_node_is_seen_dead_by_all_on_the_lan_profile() -> None:
     async with Mesh(LAN) as mesh:
         seed = await mesh.start("n0")
         for i in range(1, 5):
@@ -47,7 +48,7 @@ async def test_a_killed_node_is_seen_dead_by_all_in_under_five_seconds_on_the_la
         await wait_until(mesh.converged)
         await mesh.kill(mesh.peers[3])
         survivors = [peer for peer in mesh.peers if peer.running]
-        await wait_until(lambda: all(peer.state_of("n3") == "dead" for peer in survivors), within_s=5.0)
+        await wait_until(lambda: all(peer.state_of("n3") == "dead" for peer in survivors), within_s=60)
         assert all("n3" in peer.forgotten for peer in survivors)
 
 
@@ -155,6 +156,30 @@ async def test_datagrams_of_another_mesh_are_ignored_and_counted() -> None:
         theirs.membership._carrier.send(ours.address, stray)
         await wait_until(lambda: ours.membership.statistics().get("dropped_other_mesh") == 1)
         assert ours.states() == {"a": "alive"}
+
+
+@pytest.mark.parametrize("ahead_s", [30, -30])
+async def test_a_joiner_whose_clock_differs_from_its_seeds_joins_and_talks_by_datagrams_at_once(ahead_s: int) -> None:
+    ring = KeyRing(KeyFile((make_key(),)))
+    began = now_ms()
+
+    def sealed(node_id: str, offset_s: int, older_s: int = 0) -> SealedEnvelope:
+        starts = iter([began - older_s * 1000])
+        return SealedEnvelope(ring, node_id, clock=lambda: next(starts, now_ms()) + offset_s * 1000)
+
+    async with Mesh() as mesh:
+        names = {"a": "a" * 32, "b": "b" * 32, "c": "c" * 32}
+        # The two have run for a minute; the third starts now.
+        a = await mesh.start("a", node_id=names["a"], envelope=sealed(names["a"], 0, 60))
+        b = await mesh.start("b", a, node_id=names["b"], envelope=sealed(names["b"], 0, 60))
+        c = await mesh.start("c", b, node_id=names["c"], envelope=sealed(names["c"], ahead_s))
+        await wait_until(mesh.converged, within_s=30)
+        mesh.tcp_blocked = True
+        # Only answered datagrams measure a round trip.
+        pairs = [(one, other) for one in (a, b, c) for other in (a, b, c) if one is not other]
+        await wait_until(
+            lambda: all(other.node_id in one.membership.round_trips() for one, other in pairs), within_s=25
+        )
 
 
 async def test_an_unreachable_seed_is_named_with_the_reason() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.membership.datagrams import Dropped, Plain
@@ -172,9 +172,14 @@ def test_a_session_that_was_forgotten_is_not_begun_again_by_what_named_this_life
     assert reason(b, recorded) == "untimely"
 
 
-MOVES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["send", "restart"])), max_size=40)
+MOVES = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["send"] * 3 + ["restart"])),
+    min_size=15,
+    max_size=30,
+)
 
 
+@settings(max_examples=40)
 @given(MOVES, st.lists(st.floats(-SKEW_S / 2 + 1, SKEW_S / 2 - 1), min_size=3, max_size=3))
 def test_no_datagram_counts_twice_however_clocks_differ_and_nodes_restart(
     moves: list[tuple[int, int, str]], skews: list[float]
