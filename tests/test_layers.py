@@ -27,6 +27,7 @@ ABOVE = (
     "optimisation",
     "observe",
     "integrations",
+    "lm_cache",
     "variables.py",
     "sessions.py",
     "tools.py",

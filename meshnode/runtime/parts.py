@@ -21,12 +21,12 @@ from meshnode.demos import Demos
 from meshnode.errors import ConfigError, MeshError, from_fault
 from meshnode.evaluation.messages import RunTask
 from meshnode.identity import keep_mesh_id, load_mesh_id
+from meshnode.lm_cache import TAG as LM_CACHE_TAG
 from meshnode.membership.datagrams import open_socket
 from meshnode.membership.messages import Record
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
-from meshnode.observe.health import model_health
 from meshnode.observe.health import model_health
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
@@ -40,6 +40,7 @@ from meshnode.variables import Variables
 
 if TYPE_CHECKING:
     from meshnode.app import App
+    from meshnode.lm_cache.service import LmCache
     from meshnode.runtime.node import Node
 
 log = structlog.get_logger("meshnode.parts")
@@ -66,6 +67,7 @@ class Parts:
     listener: socket.socket | None
     http: str | None  # "host:port"
     secured: Secured | None  # None: this mesh has no key
+    lm_cache: LmCache | None  # None: this node holds no part of one
 
     async def join(self) -> None:
         """Get into the mesh, or found one, and remember which; then take part in its state."""
@@ -98,7 +100,7 @@ class Parts:
             "channels": {"status": "ok"},
             "workers": {"status": "degraded" if workers.get("given_up") else "ok", **workers},
             "model": model_health(self.work.models()),
-            "model": model_health(self.work.models()),
+            **({"lm_cache": {"status": "ok", **self.lm_cache.statistics()}} if self.lm_cache is not None else {}),
         }
 
 
@@ -143,7 +145,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
             for name, address in channels.addresses.items()
         },
         http=_http_address(listener, config),
-        tags=dict(config.tags),
+        tags=_tags_of(config),
         programs=work.programs,
         key=secured.doors.public_key if secured else b"",
     )
@@ -200,6 +202,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     demos.serve()
     supervisor = Supervisor(lambda name, error: node.fail(MeshError(f"{name}: {error}")))
 
+    lm_cache = await _open_lm_cache(config, node, work, stack)
     stack.push_async_callback(work.close)
     await work.start()
     stack.push_async_callback(membership.close)
@@ -224,6 +227,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         listener,
         record.http or None,
         secured,
+        lm_cache,
     )
 
 
@@ -235,6 +239,27 @@ async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack)
     server = HttpServer(build(node, token=node.token), listener)
     stack.push_async_callback(server.close)
     await server.start()
+
+
+def _tags_of(config: Config) -> dict[str, str]:
+    held = {LM_CACHE_TAG: str(int(config.lm_cache))} if config.lm_cache and config.role == "node" else {}
+    return {**config.tags, **held}
+
+
+async def _open_lm_cache(config: Config, node: Node, work: Work, stack: AsyncExitStack) -> LmCache | None:
+    if not config.lm_cache or config.role == "client":
+        return None
+    from meshnode.lm_cache.door import Door
+    from meshnode.lm_cache.service import LmCache
+    from meshnode.lm_cache.store import Store
+
+    cache = LmCache(node.mesh, Store(config.lm_cache), timeout_s=config.lm_cache_timeout_s)
+    stack.push_async_callback(cache.close)
+    door = Door(cache, timeout_s=config.lm_cache_timeout_s)
+    stack.push_async_callback(door.close)
+    await door.open()
+    work.environment = door.environment
+    return cache
 
 
 def _app_of(config: Config) -> App | None:

@@ -38,6 +38,7 @@ class Work:
         self._stop_following: Callable[[], None] | None = None
         self._pool: WorkerPool | None = None
         self.spans: Spans | None = None
+        self.environment: Mapping[str, str] = {}  # for worker processes, beside this one's
         self._starting: asyncio.Task[WorkerPool] | None = None
         self._offers = config.role == "node" and app is not None and config.workers > 0
 
@@ -163,6 +164,7 @@ class Work:
             limits=Limits(memory_limit_bytes=memory_mb * 2**20 if memory_mb else None),
             on_tool_call=self._tools.route,
             on_change=self.tell,
+            environment=self.environment,
         )
         try:
             await pool.start()

@@ -139,6 +139,13 @@ def several() -> Any:
     return dspy.Predict("question -> answer", n=2)
 
 
+@app.program("cached")
+def cached() -> Any:
+    program = dspy.Predict("question -> answer")
+    program.lm = dspy.LM("openai/tiny", api_base=os.environ["LM_BASE"], api_key="x")
+    return program
+
+
 @app.lm
 def lm() -> Any:
     return dspy.LM("openai/tiny", api_base=os.environ["LM_BASE"], api_key="x", cache=False)

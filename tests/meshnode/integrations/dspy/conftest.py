@@ -18,7 +18,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"
 import dspy
 
 import meshnode
-from tests.e2e.conftest import ROOT, Cluster, wait_until
+from tests.e2e.conftest import ROOT, Cluster, RunningNode, wait_until
 from tests.meshnode.integrations.dspy.model import Model
 
 APP = "tests.meshnode.integrations.dspy.app:app"
@@ -43,21 +43,27 @@ def nodes(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     cluster.environment |= {
         "LM_BASE": model.base,
         "DSPY_TEST_PROBE": str(folder),
-        "DSPY_CACHEDIR": str(folder / "cache"),
+        "MESHNODE_LM_CACHE_TIMEOUT_S": "30",  # a busy machine makes no misses
     }
     try:
-        first = cluster.start("node-1", app=APP, arguments=("--workers", "1"))
-        cluster.start("node-2", first.seed, app=APP, arguments=("--workers", "1"))
+        first = start_node(cluster, "node-1")
+        start_node(cluster, "node-2", first.seed)
         yield cluster
     finally:
         cluster.close()
+
+
+def start_node(cluster: Cluster, name: str, *seeds: str) -> RunningNode:
+    """A node that shares a cache, and whose workers have one on disk that nobody else has."""
+    cluster.environment["DSPY_CACHEDIR"] = str(cluster.folder / f"cache-{name}")
+    return cluster.start(name, *seeds, app=APP, arguments=("--workers", "1", "--lm-cache", "1MiB"))
 
 
 @pytest.fixture(scope="session")
 def shared_mesh(nodes: Cluster) -> Iterator[meshnode.BlockingMesh]:
     from tests.meshnode.integrations.dspy.app import app
 
-    with meshnode.connect(nodes.nodes[0].seed, app=app) as mesh:
+    with meshnode.connect(nodes.nodes[0].seed, app=app, lm_cache_timeout_s=30.0) as mesh:
         wait_until(lambda: sum(member.slots > 0 for member in mesh.members()) == 2, "two nodes with slots")
         yield mesh
 
