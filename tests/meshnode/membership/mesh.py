@@ -22,7 +22,7 @@ from meshnode.membership.settings import LOCAL, Settings
 from meshnode.mesh import Caller, Member, MemberChange, R, Request
 
 
-async def wait_until(true: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def wait_until(true: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Wait for a condition; fails when it does not come true."""
     async with asyncio.timeout(within_s):
         while not true():  # noqa: ASYNC110 - any condition, whatever makes it true

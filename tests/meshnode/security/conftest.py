@@ -15,7 +15,7 @@ from meshnode.membership.service import Membership
 from meshnode.security.keyfile import KeyFile, make_key, save_keys
 
 
-async def until(condition: Callable[[], Any], within_s: float = 15.0) -> None:
+async def until(condition: Callable[[], Any], within_s: float = 60.0) -> None:
     """Wait for a condition; fails when it does not come true."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - any condition, whatever makes it true

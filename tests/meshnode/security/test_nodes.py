@@ -138,9 +138,7 @@ async def test_a_stranger_gets_no_channel(nodes: Nodes) -> None:
                 stranger.connect(a.ready["channels"][name])
                 stranger.send(b"hello")
                 opened.append((stranger, monitor))
-        await until(
-            lambda: all(each["dropped"].get("handshake", 0) >= 2 for each in channel_statistics(a).values()), 20
-        )
+        await until(lambda: all(each["dropped"].get("handshake", 0) >= 2 for each in channel_statistics(a).values()))
         assert not any(stranger.poll(0) or monitor.poll(0) for stranger, monitor in opened)
         assert all(each["received"] == 0 for each in channel_statistics(a).values())
     finally:
@@ -209,7 +207,7 @@ async def test_keys_are_rotated_while_nodes_talk_and_who_missed_it_is_shut_out_a
     assert told["disconnected"] == [c.node_id]
     with pytest.raises(MeshError):
         await a.call(c.node_id, "echo", 1, timeout_s=1)
-    await until(lambda: states(a)["c"] == "dead" and states(b)["c"] == "dead", 30)
+    await until(lambda: states(a)["c"] == "dead" and states(b)["c"] == "dead")
     assert states(a)["b"] == "alive"
     save_keys(files["c"], KeyFile((new,)))
     c.reload_keys()
@@ -269,7 +267,7 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     assert not any(b.node_id in channel["peers"] for channel in channel_statistics(a).values())
     await until(lambda: states(c)["b"] == "left")
     with pytest.raises(JoinError, match="revoked this node"):
-        await asyncio.wait_for(b.wait_left(), 10)
+        await asyncio.wait_for(b.wait_left(), 60)
     assert await a.call(c.node_id, "echo", 1, timeout_s=20) == 1
     await b.stop()
     with pytest.raises(MeshError):  # its certificate is as it was, but it is known to be out
@@ -332,6 +330,6 @@ async def test_twelve_nodes_with_a_key_join_one_seed_at_once(nodes: Nodes) -> No
     everybody = [a, *others]
     await until(lambda: all(sum(s == "alive" for s in states(node).values()) == 13 for node in everybody))
     asked = await asyncio.gather(
-        *(one.call(other.node_id, "echo", 1, timeout_s=10) for one in others for other in others)
+        *(one.call(other.node_id, "echo", 1, timeout_s=60) for one in others for other in others)
     )
     assert asked == [1] * 144
