@@ -17,6 +17,7 @@ from meshnode.errors import ConfigError
 
 KEY_FILE = "identity.key"
 MESH_FILE = "mesh_id"
+FOUNDING_FILE = "founding"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,23 @@ def load_mesh_id(data_dir: Path | None) -> str | None:
         return None
     except OSError as error:
         raise ConfigError(f"{data_dir / MESH_FILE}: {error.strerror}") from None
+
+
+def begin_founding(data_dir: Path | None) -> None:
+    """Remember that this node founds a mesh whose log does not exist yet; a restart has to go on with that."""
+    if data_dir is not None:
+        _write_private(data_dir / FOUNDING_FILE, b"")
+
+
+def is_founding(data_dir: Path | None) -> bool:
+    """Whether this node once began to found its mesh, and was ended before its log was there."""
+    return data_dir is not None and (data_dir / FOUNDING_FILE).exists()
+
+
+def end_founding(data_dir: Path | None) -> None:
+    """The log is there."""
+    if data_dir is not None:
+        (data_dir / FOUNDING_FILE).unlink(missing_ok=True)
 
 
 def keep_mesh_id(data_dir: Path | None, mesh_id: str) -> None:

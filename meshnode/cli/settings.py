@@ -47,7 +47,10 @@ _OPTIONS = (
         "--gossip-transport", metavar="udp|tcp", help="tcp where the network blocks UDP, on every node [udp]."
     ),
     click.option(
-        "--bootstrap-expect", metavar="N", type=int, help="Nodes to wait for before the first leader is elected."
+        "--bootstrap-expect",
+        metavar="N",
+        type=int,
+        help="So many nodes, each with the others as seeds, begin a new mesh together.",
     ),
     click.option("--join-timeout", "join_timeout_s", metavar="S", type=float, help="Seconds to try the seeds [30]."),
     click.option("--http-bind", metavar="ADDR", help="Where HTTP listens; who reaches it can read [127.0.0.1]."),

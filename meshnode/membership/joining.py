@@ -44,11 +44,12 @@ _BACKOFF_S, _BACKOFF_MAX_S = 0.1, 2.0
 
 
 class Refused(Exception):
-    """A seed said no. `final`: asking again can't help."""
+    """A seed said no. `final`: asking again can't help. `joiner`: the seed's node id, if it is still joining itself."""
 
-    def __init__(self, reason: str, *, final: bool) -> None:
+    def __init__(self, reason: str, *, final: bool, joiner: str = "") -> None:
         super().__init__(reason)
         self.final = final
+        self.joiner = joiner
 
 
 class Itself(Exception):
@@ -69,6 +70,7 @@ class Joining:
     name: str
     mesh_id: str | None
     silence: str = "does a node run there?"  # what to look at where no answer comes
+    expect: int | None = None  # how many nodes begin a new mesh together; None: the first seed begins it
     hopeless: bool = False  # set when asking again can't help
     _waiting: dict[bytes, asyncio.Future[JoinAnswer | JoinRefusal]] = field(default_factory=dict)
 
@@ -76,7 +78,8 @@ class Joining:
         """Get in through any seed. False if there is nobody to join: we are to found the mesh ourselves.
 
         That is so if every seed is ourselves, or if we are the first seed and no other is in a mesh yet; so one list
-        of seeds can be given to all nodes. Raises JoinError.
+        of seeds can be given to all nodes. Where `expect` nodes begin together it is so for the one with the smallest
+        id, once all of them are there and none is in a mesh. Raises JoinError.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -86,16 +89,31 @@ class Joining:
             if await self._round(seeds, reasons, deadline):
                 return True
             rounds += 1
-            ours = [isinstance(reasons.get(seed), Itself) for seed in seeds]
-            if all(ours) or (ours[0] and rounds >= 2):
+            if self._is_ours(seeds, reasons, rounds):
                 return False
             others = [reason for reason in reasons.values() if not isinstance(reason, Itself)]
             self.hopeless = all(isinstance(reason, Refused) and reason.final for reason in others)
             if self.hopeless or loop.time() + backoff >= deadline:
                 told = "; ".join(f"{seed}: {reasons[seed]}" for seed in seeds)
-                raise JoinError(f"no seed let us in ({told})")
+                raise JoinError(f"no seed let us in ({told}){self._missing(reasons)}")
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _BACKOFF_MAX_S)
+
+    def _is_ours(self, seeds: Sequence[str], reasons: dict[str, Exception], rounds: int) -> bool:
+        """Whether the mesh is ours to found, by what the seeds said in the last round."""
+        if self.expect is not None:
+            joiners = self._joiners(reasons)
+            return len(joiners) >= self.expect and min(joiners) == self.node_id
+        ours = [isinstance(reasons.get(seed), Itself) for seed in seeds]
+        return all(ours) or (ours[0] and rounds >= 2)
+
+    def _joiners(self, reasons: dict[str, Exception]) -> set[str]:
+        return {self.node_id} | {r.joiner for r in reasons.values() if isinstance(r, Refused) and r.joiner}
+
+    def _missing(self, reasons: dict[str, Exception]) -> str:
+        if self.expect is None:
+            return ""
+        return f"; {len(self._joiners(reasons))} of the {self.expect} nodes expected are there, start the others"
 
     def answered(self, answer: JoinAnswer | JoinRefusal) -> None:
         """A join answer came in; one that nobody waits for is ignored."""
@@ -180,7 +198,7 @@ class Joining:
             if not answer.done():
                 answer.cancel()
         if isinstance(said, JoinRefusal):
-            raise Refused(said.reason, final=not said.retry)
+            raise Refused(said.reason, final=not said.retry, joiner=said.node_id if said.retry else "")
         return said
 
 

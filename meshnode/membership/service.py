@@ -147,8 +147,11 @@ class Membership:
         self._driver.start()
         self._publish(MemberChange(self.me, None))
 
-    async def join(self, seeds: Sequence[str], timeout_s: float = 30.0) -> None:
+    async def join(self, seeds: Sequence[str], timeout_s: float = 30.0, *, expect: int | None = None) -> bool:
         """Get into a mesh through any of the seeds ("host:port" of gossip), or found one if there are none.
+
+        `expect`: so many nodes, each with the others among its seeds, begin a new mesh together: one of them founds it
+        once all are there. True if this node founded the mesh.
 
         Tried again with back-off until the time is up; peers kept from before a restart are tried, too. Raises
         JoinError naming each seed and why it didn't let us in: no answer, another mesh, an identity that is in use.
@@ -159,6 +162,7 @@ class Membership:
         if tried:
             record = self._swim.me
             joining = Joining(self._carrier, self._seal_join, self._enter, record.node_id, record.name, self.mesh_id)
+            joining.expect = expect if self.mesh_id is None else None
             if not isinstance(self._envelope, Plain):
                 joining.silence = "does a node with the same mesh key run there, and do both clocks agree?"
             self._joining = joining
@@ -171,11 +175,13 @@ class Membership:
                 log.warning("no known peer answers; going on alone", mesh=self.mesh_id, peers=len(kept))
             finally:
                 self._joining = None
+        founded = not entered and self.mesh_id is None
         if not entered:
             self.mesh_id = self.mesh_id or uuid.uuid4().hex
             self._expect(kept)
         self._joined = True
         log.info("joined", mesh=self.mesh_id, members=len(self.members()))
+        return founded
 
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Say goodbye and wait until it was passed on, or until the time is up."""
@@ -403,6 +409,7 @@ class Membership:
             return
         error = JoinError(duplicate(self._swim.me.node_id, holder))
         log.error("stopping", error=str(error))
+        self._joined = False  # a goodbye would be taken for the other's, an answer to a join as well
         self._fail(error)
 
     def _describe(self, **changes: Any) -> None:

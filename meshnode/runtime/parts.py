@@ -20,7 +20,7 @@ from meshnode.config import Config, join_address, split_address
 from meshnode.demos import Demos
 from meshnode.errors import ConfigError, MeshError, from_fault
 from meshnode.evaluation.messages import RunTask
-from meshnode.identity import keep_mesh_id, load_mesh_id
+from meshnode.identity import begin_founding, end_founding, is_founding, keep_mesh_id, load_mesh_id
 from meshnode.lm_cache import TAG as LM_CACHE_TAG
 from meshnode.membership.datagrams import open_socket
 from meshnode.membership.messages import Record
@@ -63,7 +63,6 @@ class Parts:
     sessions: Sessions
     demos: Demos
     supervisor: Supervisor
-    is_new: bool  # this node has been in no mesh before
     listener: socket.socket | None
     http: str | None  # "host:port"
     secured: Secured | None  # None: this mesh has no key
@@ -71,14 +70,22 @@ class Parts:
 
     async def join(self) -> None:
         """Get into the mesh, or found one, and remember which; then take part in its state."""
-        await self.membership.join(self.config.seeds, self.config.join_timeout_s)
+        config = self.config
+        if (config.bootstrap_expect or 1) > 1 and not config.seeds:
+            raise ConfigError(
+                f"bootstrap_expect {config.bootstrap_expect}, but no seeds; name the other nodes as seeds"
+            )
+        founded = await self.membership.join(config.seeds, config.join_timeout_s, expect=expect)
         mesh_id = self.membership.mesh_id
         assert mesh_id is not None
-        keep_mesh_id(self.config.data_dir, mesh_id)
+        if founded:
+            begin_founding(config.data_dir)
+        keep_mesh_id(config.data_dir, mesh_id)
         warn_if_open(self.config, self.secured)
         if self.secured is not None:
             self.supervisor.start("certificates", self.secured.watch_certificates)
-        await self.replication.start(mesh_id, founder=self.is_new and not self.config.seeds)
+        await self.replication.start(mesh_id, founder=founded or is_founding(config.data_dir))
+        end_founding(config.data_dir)
         self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
             self.supervisor.start("declared variables", self.variables.register_declared)
@@ -132,7 +139,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
 
     host = host_of(config)
     work = Work(app, config, lambda slots, busy: membership.set_load(slots, busy), node.mesh)
-    started = time.time_ns() // 1_000_000
+    started = time.time_ns() // 1_000
     record = Record(
         node_id=node.node_id,
         name=node.name,
@@ -223,7 +230,6 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
         sessions,
         demos,
         supervisor,
-        membership.mesh_id is None,
         listener,
         record.http or None,
         secured,
