@@ -20,7 +20,7 @@ STYLES = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "bright_
 @node_option
 @click.option("--once", is_flag=True, help="Print one picture, after two seconds of watching, and end.")
 def top(node: str | None, once: bool) -> None:
-    """Watch the mesh: members, agreement, channels, variables, evaluations. Ctrl-C ends it."""
+    """Watch the mesh: members, agreement, channels, variables, evaluations, demo rounds, sessions. Ctrl-C ends it."""
     from rich.console import Console
     from rich.live import Live
 
@@ -96,7 +96,7 @@ class View:
             f"    term {(leading or {}).get('term') or '-'}    committed {(leading or {}).get('commit_index') or '-'}"
         )  # fmt: skip
         parts: list[RenderableType] = [head, self._members(leading), self._channels()]
-        return Group(*parts, *self._evaluations(), self._variables())
+        return Group(*parts, *self._evaluations(), *self._rounds(), *self._sessions(names), self._variables())
 
     def _glances(self) -> list[dict[str, Any]]:
         here = {one["node_id"] for one in self.sections.get("members", ()) if one["state"] in ("alive", "suspect")}
@@ -148,6 +148,30 @@ class View:
                 score = str(one.get("score", "-"))
                 rows.append((one["program"], glance["name"], one["state"], done, score, rate))
         return [_table(("evaluation", "from", "state", "#done", "#score", "#rate"), rows)] if rows else []
+
+    def _rounds(self) -> list[RenderableType]:
+        rows = []
+        for one in self.sections.get("rounds", ()):
+            step, proof = one["phase"], one["certificate"]
+            said = sum(step in each["said"] for each in one["validators"])
+            votes = (
+                f"{one['votes']} of {one['quorum']} votes" if step == "vote" else f"{said} of {len(one['validators'])}"
+            )
+            signed = f"{len(proof['signers'])} signed, iteration {proof['iteration']}" if proof else one["reason"]
+            rows.append((one["program"], one["id"][:8], step, votes, str(one["candidates"]), signed))
+        return [_table(("demo round", "id", "phase", "said", "#candidates", "certificate"), rows)] if rows else []
+
+    def _sessions(self, names: dict[str, str]) -> list[RenderableType]:
+        rows = [
+            (
+                one["key"],
+                names.get(one["owner"], one["owner"][:8]),
+                f"{one['left_s']:.0f} s",
+                ", ".join(one["variables"]),
+            )
+            for one in self.sections.get("sessions", ())
+        ]
+        return [_table(("session", "from", "#left", "variables"), rows)] if rows else []
 
     def _variables(self) -> RenderableType:
         latest = {one["name"]: one["writer"] for one in self.sections["changes"]}

@@ -1,4 +1,4 @@
-"""The page at `/`: three files of this package, sent as they are. Nothing is built, nothing comes from elsewhere."""
+"""The page at `/`: files of this package, sent as they are. Nothing is built, nothing comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICY = (
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
-    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in ("state.js", "mesh.js", "dashboard.js")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 

@@ -10,6 +10,8 @@ has not sent yet: a slow one skips what became old meanwhile, and costs no memor
     members         all members
     variables       the mesh's variables
     changes         the latest changes of variables, oldest first
+    sessions        those that live, the newest first
+    rounds          the last rounds of demo selection: who has spoken, the votes, the certificate
     node:ID         that member's Glance; null once it is forgotten
 """
 
@@ -18,16 +20,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
+from consensus.machines.rounds import RoundChange
+from consensus.machines.sessions import SessionChange
+from meshnode.demos import RoundProgress
+from meshnode.demos.select import Recent
 from meshnode.errors import MeshError
 from meshnode.mesh import Member
 from meshnode.observe.answers import to_json
 from meshnode.observe.glance import Look, glancer
 from meshnode.observe.served import Served
+from meshnode.observe.shared import Rounds, describe_sessions
 from meshnode.variables import Watch
 
 LOOK_EVERY_S = 1.0
@@ -80,6 +87,9 @@ class Picture:
         self._tasks: list[asyncio.Task[None]] = []
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._changes: deque[Any] = deque(maxlen=KEPT_CHANGES)
+        self._rounds = Rounds()
+        self._stale = asyncio.Event()
+        self._stop_listening: list[Callable[[], None]] = []
         self.sections: dict[str, bytes] = {}
 
     def serve(self) -> None:
@@ -100,6 +110,9 @@ class Picture:
         """One viewer less."""
         self._viewers.discard(viewer)
         if not self._viewers:
+            for stop in self._stop_listening:
+                stop()
+            self._stop_listening.clear()
             tasks = [*self._tasks, *self._looks.values()]
             self._tasks.clear()
             self._looks.clear()
@@ -117,9 +130,18 @@ class Picture:
         watch = self._node.variables.watch(after=0)
         self._changes.extend(watch.take())
         self._put_variables()
+        self._put_shared()
+        self._stale.set()
         self._put(f"node:{self._node.ready['node_id']}", self._glance())
+        mesh = self._node.mesh
+        self._stop_listening = [mesh.state.listen(self._note), mesh.subscribe(RoundProgress, self._hear)]
         loop = asyncio.get_running_loop()
-        works: list[Coroutine[Any, Any, None]] = [self._look(), self._follow_members(), self._follow_variables(watch)]
+        works: list[Coroutine[Any, Any, None]] = [
+            self._look(),
+            self._follow_members(),
+            self._follow_variables(watch),
+            self._follow_shared(),
+        ]
         self._tasks = [loop.create_task(work, name="picture") for work in works]
         for task in self._tasks:
             task.add_done_callback(_tell_failure)
@@ -152,7 +174,31 @@ class Picture:
         self._put("variables", self._node.variables.describe()[:MAX_VARIABLES])
         self._put("changes", list(self._changes))
 
+    def _put_shared(self) -> None:
+        machine = self._node.mesh.state.machine
+        self._put("sessions", describe_sessions(machine))
+        self._put("rounds", self._rounds.describe(machine))
+
     # What it follows.
+
+    def _note(self, changes: list[Any]) -> None:
+        if not changes or any(isinstance(change, SessionChange | RoundChange) for change in changes):
+            self._stale.set()
+
+    def _hear(self, peer: str, told: RoundProgress) -> None:
+        self._rounds.hear(peer, told)
+        self._stale.set()
+
+    async def _follow_shared(self) -> None:
+        while True:
+            await self._stale.wait()
+            await asyncio.sleep(COALESCE_S)
+            self._stale.clear()
+            own = self._node.mesh.me.node_id
+            with contextlib.suppress(MeshError):  # what it tells others of its rounds does not come back to itself
+                for told in await self._node.mesh.request(own, Recent(), timeout_s=LOOK_TIMEOUT_S):
+                    self._rounds.hear(own, told)
+            self._put_shared()
 
     async def _follow_members(self) -> None:
         async for _ in self._node.mesh.watch():
@@ -177,6 +223,7 @@ class Picture:
                 self._drop(section)
             own = self._node.ready["node_id"]
             self._put(f"node:{own}", self._glance())
+            self._put_shared()
             for member in members:
                 free = member.node_id not in self._looks and len(self._looks) < LOOKS_AT_ONCE
                 if member.node_id != own and member.state in ("alive", "suspect") and free:

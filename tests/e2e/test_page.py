@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import meshnode
 from tests.e2e.conftest import Cluster, RunningNode
 
 if TYPE_CHECKING:
@@ -150,6 +151,19 @@ def test_what_happens_in_the_mesh_appears_without_a_reload(mesh: Cluster, page: 
     mesh.meshnode("vars", "set", "temperature", "0.25", "--node", "node-4")
     expect(value_of(page, "temperature")).to_have_text("0.25", timeout=PATIENCE_MS)
     expect(page.locator("#lately")).to_contain_text("temperature is 0.25 (node-4)")
+
+    examples = mesh.folder / "train.jsonl"
+    examples.write_text("".join(f'{{"text": "word{i}", "answer": "{i}drow"}}\n' for i in range(8)))
+    mesh.meshnode("demos", "select", "reverse", str(examples), "-k", "1", "--node", "node-2")
+    decided = page.locator("#rounds .round", has_text="reverse")
+    expect(decided.locator(".pill")).to_have_text("decided by the mesh", timeout=PATIENCE_MS)
+    expect(decided.locator(".certificate")).to_contain_text("of 4 signed in iteration", timeout=PATIENCE_MS)
+    expect(decided.locator(".validators .signed")).not_to_have_count(0)
+
+    with meshnode.connect(mesh.nodes[0].seed) as client, client.session(ttl_s=60) as session:
+        session.variables.register("attempt", int, 1)
+        expect(page.locator("#sessions li")).to_contain_text("has attempt", timeout=PATIENCE_MS)
+    expect(page.locator("#sessions li")).to_have_count(0, timeout=PATIENCE_MS)
 
     assert page.evaluate("window.loaded")
 

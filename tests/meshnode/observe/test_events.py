@@ -46,7 +46,7 @@ async def test_the_first_event_is_the_whole_picture(node: StandIn, client: httpx
         assert response.headers["content-type"] == "text/event-stream"
         assert response.headers["x-frame-options"] == "DENY"
         first = await anext(events(response))
-    assert set(first) == {"hello", "members", "variables", "changes", "node:aa"}
+    assert set(first) == {"hello", "members", "variables", "changes", "sessions", "rounds", "node:aa"}
     assert first["hello"] == {"name": "node-a", "node_id": "aa", "mesh_id": "m", "edits": False}
     assert [(one["name"], one["state"]) for one in first["members"]] == [("node-a", "alive"), ("node-b", "dead")]
     assert [(one["name"], one["value"]) for one in first["variables"]] == [("retries", 3)]
@@ -114,7 +114,7 @@ async def test_one_viewer_too_many_is_refused(node: StandIn, monkeypatch: pytest
     assert "look at another" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "/dashboard.css", "/dashboard.js", "/icon.svg"])
+@pytest.mark.parametrize("path", ["/", "/dashboard.css", "/state.js", "/mesh.js", "/dashboard.js", "/icon.svg"])
 async def test_the_page_is_all_here_and_runs_nothing_inline(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
     policy = response.headers["content-security-policy"]
