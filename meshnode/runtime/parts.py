@@ -71,10 +71,9 @@ class Parts:
     async def join(self) -> None:
         """Get into the mesh, or found one, and remember which; then take part in its state."""
         config = self.config
-        if (config.bootstrap_expect or 1) > 1 and not config.seeds:
-            raise ConfigError(
-                f"bootstrap_expect {config.bootstrap_expect}, but no seeds; name the other nodes as seeds"
-            )
+        expect = config.bootstrap_expect
+        if self.membership.mesh_id is None and (expect or 1) > 1 and not config.seeds:
+            raise ConfigError(f"bootstrap_expect {expect}, but no seeds; name the other nodes as seeds")
         founded = await self.membership.join(config.seeds, config.join_timeout_s, expect=expect)
         mesh_id = self.membership.mesh_id
         assert mesh_id is not None
