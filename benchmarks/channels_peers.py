@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import struct
 import sys
@@ -95,8 +94,6 @@ def pyzmq_serve() -> None:
         for name, socket in (("one_way", pair), ("bodies", router))
     }
     print(json.dumps(addresses), flush=True)
-    # Not sys.exit: that would wait for the context to send what nobody takes any more.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     poller = zmq.Poller()
     poller.register(pair, zmq.POLLIN)
     poller.register(router, zmq.POLLIN)

@@ -7,7 +7,6 @@ floor for one call; a window of DEALER messages for many in flight).
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
@@ -114,8 +113,6 @@ def pyzmq_serve() -> None:
     server = zmq.Context().socket(zmq.ROUTER)
     port = server.bind_to_random_port("tcp://127.0.0.1")
     announce(f"tcp://127.0.0.1:{port}")
-    # Not sys.exit: that would wait for the context to send what nobody takes any more.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while True:
         server.send_multipart(server.recv_multipart())
 

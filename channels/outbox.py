@@ -76,11 +76,13 @@ class Outbox:
             self._flushing = True
             self._count = 0
             if not self.waits:
-                self._loop.call_soon(self.flush)
                 path = peer.path
-                if self._lonely and path is not None and path.link is not None and not peer.blocked:
+                lonely = self._lonely and path is not None and path.link is not None and not peer.blocked
+                if lonely:
                     # The last tick had one message: don't let this one wait for company that mostly doesn't come.
                     self.send(peer)
+                self._loop.call_soon(self.flush)
+                if lonely:
                     return
         peer.dirty = True
         self._dirty.append(peer)

@@ -122,6 +122,7 @@ class Router:
         self._short_below = -1 if self.delivery else self.whole_below
         self.service = Service(self)
         self._inbox = Inbox(self, handler, codec.decode)
+        self.on_packet: Callable[[Path, Bytes, Bytes | None], None] = self._inbox.on_packet
         self.fail = self._inbox.fail
         self.sweep = Sweep(self)
         self.arm = self.sweep.arm
@@ -326,10 +327,6 @@ class Router:
     def on_down(self, path: Path, why: str) -> None:
         """The wire has lost a path."""
         self.peers.on_down(path, time.monotonic(), why)
-
-    def on_packet(self, path: Path, frame: Bytes, body: Bytes | None) -> None:
-        """A packet came in."""
-        self._inbox.on_packet(path, frame, body)
 
     def on_drained(self) -> None:
         """Answers to what just came in leave at once, not a tick later."""

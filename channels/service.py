@@ -4,9 +4,9 @@ A coroutine or stream runs as a task with the caller's deadline; it is cancelled
 the deadline passes, and then nothing is sent, for nobody waits.
 
 Most coroutines finish without ever waiting, and a task for each would cost more than all the rest of a request. So one
-task, a turn, takes the coroutines of a packet one after the other, each to its end. The first that has to wait keeps
-the task to itself, and another turn takes those that are left. To a handler it looks like a task of its own: it may
-use timeouts and task groups, and nobody else sees the context variables it sets.
+task, a turn, takes coroutines one after the other, each to its end. The first that has to wait keeps the task to
+itself, and another turn takes those that are left. To a handler it looks like a task of its own: it may use timeouts
+and task groups, and nobody else sees the context variables it sets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from channels.eager import start, starts_here
+from channels.eager import Pause, start
 from channels.envelope import End, Part, Request, Response, Window
 from channels.errors import ChannelError, Fault
 from channels.peers import Peer
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: What a task returns that has answered by itself, or has nobody to answer.
 _ANSWERED = object()
+#: Times that a turn may be resumed: a task that never ends would surprise whoever waits for the end of his.
+TURN = 256
 #: No request is served longer, whatever deadline it claims.
 LONGEST_S = 86400.0
 
@@ -54,13 +56,16 @@ Begun = tuple[Request, float, Coroutine[Any, Any, Any]]
 
 
 class Turn:
-    """What a turn is at, and, once that had to wait, the record of it."""
+    """A task that runs what handlers returned: what it is at, what comes next, and how to resume it when it is idle."""
 
-    __slots__ = ("begun", "work")
+    __slots__ = ("at", "begun", "pause", "peer", "work")
 
-    def __init__(self) -> None:
-        self.begun: Begun | None = None
-        self.work: Work | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop, peer: Peer, begun: deque[Begun]) -> None:
+        self.peer = peer
+        self.begun = begun
+        self.at: Begun | None = None
+        self.work: Work | None = None  # the record of what it is at, once that had to wait
+        self.pause = Pause(loop)
 
 
 class Service:
@@ -77,55 +82,71 @@ class Service:
         self._casts = 0
         self._loop = asyncio.get_running_loop()
         self.works: dict[tuple[str, int], Work] = {}
+        self._idle: tuple[Turn, asyncio.Task[None]] | None = None
 
     def take_turns(self, peer: Peer, begun: deque[Begun]) -> None:
         """Run what handlers returned for this peer, each to its end or until it waits; empties `begun`."""
-        if not starts_here(self._loop):
+        if asyncio.current_task(self._loop) is not None:
             for one in begun:
-                turn = Turn()
-                turn.begun = one
-                task = self._loop.create_task(self._turn(peer, turn, deque((one,))))
-                self._wait(peer, turn, task)
+                turn = Turn(self._loop, peer, deque((one,)))
+                turn.at = one
+                self._wait(turn, task := self._loop.create_task(self._turn(turn)))
                 task.add_done_callback(_closes(one))
             begun.clear()
         while begun:
-            turn = Turn()
-            task = start(self._turn(peer, turn, begun), self._loop)
-            if not task.done():
-                self._wait(peer, turn, task)
+            if (idle := self._idle) is not None:
+                turn, task = idle
+                turn.peer, turn.begun, self._idle = peer, begun, None
+                turn.pause.resume()
+            else:
+                turn = Turn(self._loop, peer, begun)
+                task = start(self._turn(turn), self._loop)
+            if turn.at is not None and not task.done():
+                self._wait(turn, task)
 
-    def _wait(self, peer: Peer, turn: Turn, task: asyncio.Task[Any]) -> None:
-        assert turn.begun is not None
-        request, deadline, _ = turn.begun
-        turn.work = Work(peer, request, deadline)
+    def _wait(self, turn: Turn, task: asyncio.Task[Any]) -> None:
+        assert turn.at is not None
+        request, deadline, _ = turn.at
+        turn.work = Work(turn.peer, request, deadline)
         self._enter(turn.work, task)
 
-    async def _turn(self, peer: Peer, turn: Turn, begun: deque[Begun]) -> None:
-        """Answer one after the other, but none after one that had to wait or that left something behind."""
+    async def _turn(self, turn: Turn) -> None:
+        """Answer one after the other; no other after one that had to wait, or that left something behind."""
         task, context = asyncio.current_task(), copy_context()
         assert task is not None
         outbox, whole_below, works = self._router.outbox, self._whole_below, self.works
-        while begun:
-            turn.begun = request, _, coroutine = begun.popleft()
-            if (peer.serving >= self._in_flight or len(works) >= self._most) and turn.work is None:
-                coroutine.close()
-                self._refuse(peer, request)
-                continue
-            try:
-                reply = await coroutine
-                if type(reply) is bytes and len(reply) <= whole_below:
-                    outbox.push(peer, Response(request.id, True, reply), len(reply))
-                elif type(reply) is bytes or reply is None:
-                    self._post(peer, Response(request.id, True, reply or b""), len(reply or b""))
-                else:
-                    raise _no_bytes(request, reply)
-            except Exception as error:
-                self.fail(peer, request, self.fault(error))
-            finally:
-                if turn.work is not None:
-                    self._leave(turn.work)
-            if turn.work is not None or task.cancelling() or not _is_still(context):
+        for _ in range(TURN):
+            peer, begun = turn.peer, turn.begun
+            while begun:
+                turn.at = request, _, coroutine = begun.popleft()
+                if (peer.serving >= self._in_flight or len(works) >= self._most) and turn.work is None:
+                    coroutine.close()
+                    self._refuse(peer, request)
+                    continue
+                try:
+                    reply = await coroutine
+                    if type(reply) is bytes and len(reply) <= whole_below:
+                        outbox.push(peer, Response(request.id, True, reply), len(reply))
+                    elif type(reply) is bytes or reply is None:
+                        self._post(peer, Response(request.id, True, reply or b""), len(reply or b""))
+                    else:
+                        raise _no_bytes(request, reply)
+                except Exception as error:
+                    self.fail(peer, request, self.fault(error))
+                finally:
+                    if turn.work is not None:
+                        self._leave(turn.work)
+                if turn.work is not None or task.cancelling() or not _is_still(context):
+                    return
+            turn.at = None
+            if self._idle is not None or self._router.closed:
                 return
+            self._idle = turn, task
+            try:
+                await turn.pause
+            finally:
+                if self._idle is not None and self._idle[0] is turn:
+                    self._idle = None
 
     def start(self, peer: Peer, request: Request, reply: Any, deadline: float) -> None:
         """Carry on with what a handler returned that is neither its answer nor a coroutine with one."""
@@ -221,7 +242,9 @@ class Service:
         return work.task.cancel()
 
     def cancel_all(self, peer: Peer | None = None) -> None:
-        """Stop serving a peer that is gone, but for its casts, which it did not wait for; or everyone."""
+        """Stop serving a peer that is gone, but for its casts, which it did not wait for; or everyone, for good."""
+        if peer is None and self._idle is not None:
+            self._idle[1].cancel()
         for work in list(self.works.values()):
             if work.task is not None and (peer is None or (work.peer is peer and work.request.id > 0)):
                 work.task.cancel()

@@ -47,6 +47,8 @@ class LoopSocket:
         self._budget_s = budget_s
         self._again = False
         self._fruitful = False
+        self._single = True  # the last wake-up brought one packet at most
+        self._after_one = False  # this wake-up looks for what came with the packet of the last one
         self._closed = False
         # zmq_poll reads the events as getsockopt(EVENTS) does, at a third of what that costs in pyzmq.
         self._items = [(socket, zmq.POLLIN)]
@@ -75,24 +77,36 @@ class LoopSocket:
         self._again = False
         if self._closed:
             return
+        after_one, self._after_one = self._after_one, False
         socket, take, clock = self.socket, self._take, time.monotonic
         until = clock() + self._budget_s
-        for n in range(self._budget):
+        taken = 0
+        while taken < self._budget:
             # A wake-up after one that brought something mostly brings something, too: then not even that is asked.
-            if (n < ASK_FIRST and not (n == 0 and self._fruitful)) and not zmq_poll(self._items, 0):
-                self._fruitful = n > 0
+            ask = taken < ASK_FIRST and (taken or after_one or not self._fruitful)
+            if ask and not zmq_poll(self._items, 0):
+                self._fruitful = after_one or taken > 0
+                self._single = taken <= 1 and not (after_one and taken)
                 self._drained()
                 return
             try:
                 first: bytes = receive(socket, _NOBLOCK)
             except zmq.Again:
-                self._fruitful = n > 0
+                self._fruitful = taken > 0
                 break
             take(first)
             if self._has_closed():  # `take` may have
                 return
+            taken += 1
+            if taken == 1 and self._single and not after_one:
+                # Packets came one by one of late: let the loop act on this one before anybody looks for another.
+                self._drained()
+                self._again = self._after_one = True
+                self.loop.call_soon(self._wake)
+                return
             if clock() > until:
                 break
+        self._single = taken <= 1 and not after_one
         self._drained()
         self.check()
 

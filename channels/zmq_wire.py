@@ -313,8 +313,9 @@ class ZmqWire:
         return None, announced.node_id
 
     def _drained(self) -> None:
-        self.receiver.on_drained()
-        self.receiver.on_writable()
+        receiver = self.receiver
+        receiver.on_drained()
+        receiver.on_writable()
 
     # Monitors
 

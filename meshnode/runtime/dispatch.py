@@ -118,19 +118,16 @@ class Dispatch:
         """The users' handlers on this node, sorted."""
         return sorted(name for name in self._responders if not name.startswith(OURS))
 
-    def call(self, peer: str, method: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
-        """Ask a peer's user handler; `body` and the answer are packed values."""
-        return self._ask("inference", peer, method, body, timeout_s)
-
     async def request(self, peer: str, message: Request[R], *, timeout_s: float) -> R:
         """Ask a peer with one of our messages."""
         kind = type(message)
         reply: R = self._decode_reply(
-            kind, await self._ask(kind.channel, peer, kind.command, _encode(message), timeout_s)
+            kind, await self.ask(kind.channel, peer, kind.command, _encode(message), timeout_s)
         )
         return reply
 
-    def _ask(self, name: ChannelName, peer: str, command: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
+    def ask(self, name: ChannelName, peer: str, command: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
+        """Ask a peer with a body that is encoded; for a user's handler on inference, by `meshnode.values`."""
         channel, spans = self._channels.get(name) or self._channel(name), self.spans
         if spans is None or spans.lets_by() or (span := self._begin(command)) is None:
             return channel.request(peer, command, body, timeout_s=timeout_s)

@@ -53,7 +53,8 @@ class NodeMesh:
 
     async def call(self, peer: str, method: str, args: Any, *, timeout_s: float = 30.0) -> Any:
         """Ask a user's handler on a peer, by id or name."""
-        return unpack(await self._dispatch.call(self._directory.resolve(peer), method, pack(args), timeout_s))
+        node_id = self._directory.resolve(peer)
+        return unpack(await self._dispatch.ask("inference", node_id, method, pack(args), timeout_s))
 
     def stream(self, peer: str, message: Request[R], *, timeout_s: float = 30.0) -> AsyncIterator[R]:
         """Ask a peer and iterate over its streamed reply."""
