@@ -43,12 +43,14 @@ from meshnode.demos.bench import Bench
 from meshnode.demos.journal import Kept, Signed
 from meshnode.demos.progress import RoundPhase, RoundProgress
 from meshnode.demos.task import Task
-from meshnode.errors import MeshError
+from meshnode.errors import InvalidInput, MeshError
 from meshnode.identity import verify
 from meshnode.mesh import ChannelName, Event, Mesh
 
 TICK_S = 0.05
 TIMING = Timing(timeout=20, growth=5, resend=6, deadline=1 << 30)  # the round's own deadline ends it
+PROPOSE_S = 5.0  # a leader that is gone is not waited for longer
+AGAIN_S = 0.25
 INBOX = 4096  # votes that wait; more are dropped, and said again
 #: The part of the time until the end after which a phase goes on without the silent.
 PATIENCE: dict[Phase, float] = {"candidates": 0.4, "commitments": 0.6, "reveals": 0.3}
@@ -142,18 +144,20 @@ class Validator:
         if state.phase == "commitments":
             await self._commit(state, signed)
         await self._pass("commitments")
-        state = self._now()
-        if state.phase == "reveals" and signed.reveal is not None:
-            await self._propose(Show(self.task.round_id, signed.reveal))
+        if signed.reveal is not None and not self._has_shown(self._now()):
+            await self._propose(Show(self.task.round_id, signed.reveal), self._has_shown)
         await self._wait(
             self._is_decided, self._by("reveals"), lambda: len(self._now().reveals) == len(self._now().commitments)
         )
+
+    def _has_shown(self, state: RoundState) -> bool:
+        return state.phase == "decided" or any(one.node_id == self.me for one in state.reveals)
 
     async def _submit(self, state: RoundState, signed: Signed) -> None:
         if signed.submission is None:
             signed.submission = await self._candidates(state)
             await asyncio.to_thread(self._kept.add, signed.submission)
-        await self._propose(signed.submission)
+        await self._propose(signed.submission, lambda now: self.me in now.submitted or now.phase != "candidates")
 
     async def _candidates(self, state: RoundState) -> Submit:
         the_round, order = state.round, sorted(state.validators)
@@ -176,7 +180,10 @@ class Validator:
             await asyncio.to_thread(self._kept.add, signed.reveal)
         promised = Commitment(self.me, signed.reveal.commitment_hash(the_round))
         promised = msgspec.structs.replace(promised, signature=self.sign(promised.signed_bytes(the_round)))
-        await self._propose(Commit(self.task.round_id, promised))
+        await self._propose(
+            Commit(self.task.round_id, promised),
+            lambda now: any(one.node_id == self.me for one in now.commitments) or now.phase != "commitments",
+        )
 
     async def score(self, merged: Sequence[Merged]) -> tuple[int, ...]:
         """What this validator thinks of each candidate, 0 to SCALE."""
@@ -189,13 +196,22 @@ class Validator:
             await self._wait(lambda: self._now().phase != phase, until)
             if self._now().phase == phase:
                 await self._propose(Proceed(self.task.round_id, phase))
-                until = self._loop_time() + 0.25
+                until = self._loop_time() + AGAIN_S
                 await self._wait(lambda: self._now().phase != phase, until)
 
-    async def _propose(self, command: Command) -> None:
-        # What is refused was said too late or twice, and what got lost is made good by the others: n - f suffice.
-        with contextlib.suppress(MeshError):
-            await self.mesh.state.propose(command, timeout_s=max(0.1, self.end - self._loop_time()))
+    async def _propose(self, command: Command, is_said: Callable[[RoundState], bool] = lambda _: True) -> None:
+        """Bring it to the log; again, if it got lost and `is_said` does not find it there."""
+        while True:
+            try:
+                await self.mesh.state.propose(command, timeout_s=min(PROPOSE_S, max(0.1, self.end - self._loop_time())))
+            except InvalidInput:
+                return  # said too late, or twice; n - f suffice
+            except MeshError:  # nobody leads, or whoever led is gone: who leads next may have it or not
+                if is_said(self._now()):
+                    return
+                await self._wait(lambda: is_said(self._now()), self._loop_time() + AGAIN_S)
+            else:
+                return
 
     # The vote.
 
@@ -229,7 +245,7 @@ class Validator:
             self._say_where()
         while core.decision is not None and not self._is_decided():
             await self._propose(Settle(self.task.round_id, core.decision.value, core.decision.certificate))
-            await self._wait(self._is_decided, self._loop_time() + 0.25)
+            await self._wait(self._is_decided, self._loop_time() + AGAIN_S)
 
     async def _perform(self, the_round: Round, effects: Iterable[Effect]) -> None:
         for effect in effects:

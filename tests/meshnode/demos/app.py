@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import meshnode
 
 app = meshnode.App()
+DELAY_S = float(os.environ.get("DEMOS_DELAY_S", "0"))  # of each run
 COLOURS = {"apple": "red", "leaf": "green", "sky": "blue", "sun": "yellow"}
 
 
@@ -28,6 +31,7 @@ def colour() -> Callable[..., dict[str, Any]]:
     """Answers with the colour of the demo that names the same thing."""
 
     def run(inputs: Mapping[str, Any], session: Any = None, state: Any = None) -> dict[str, Any]:
+        time.sleep(DELAY_S)
         thing = inputs["text"].split()[-1]
         for demo in (state or {}).get("demos", ()):
             if demo["text"].split()[-1] == thing:

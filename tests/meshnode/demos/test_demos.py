@@ -19,11 +19,13 @@ from consensus.bft.messages import Message, Phase, Vote
 from consensus.bft.node import Persist
 from consensus.machines.rounds import RoundState
 from consensus.selection.candidates import Merged
+from consensus.selection.choice import Weights
 from consensus.selection.scores import SCALE
 from meshnode.app import load_app
 from meshnode.cli.demos import demos
-from meshnode.demos import Selection, of_proof
+from meshnode.demos import RoundProgress, Selection, of_proof
 from meshnode.demos.journal import Kept, Signed
+from meshnode.demos.progress import describe
 from meshnode.demos.task import split
 from meshnode.demos.validator import Validator
 from tests.meshnode.demos.app import examples
@@ -77,8 +79,12 @@ async def start(nodes: Nodes, count: int, folder: Path | None = None) -> list[me
 async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nodes, tmp_path: Path) -> None:
     one, *others = await start(nodes, 4, tmp_path)
     others[0].demos.make = Liar
+    await others[1].variables.register("demos.diversity", int, 600)
+    seen: list[tuple[str, RoundProgress]] = []
+    stop = others[2].mesh.subscribe(RoundProgress, lambda peer, told: seen.append((peer, told)))
+    told: list[RoundProgress] = []
     chosen = await asyncio.wait_for(
-        one.demos.select("colour", examples(24), k=3, deadline_s=DEADLINE_S), DEADLINE_S + 5
+        one.demos.select("colour", examples(24), k=3, deadline_s=DEADLINE_S, on_progress=told.append), DEADLINE_S + 5
     )
     assert (chosen.decided, chosen.reason) == ("mesh", "")
     assert len(chosen.demos) == 3
@@ -86,8 +92,12 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     for node in others:
         state = await until(partial(_decided, node, chosen.round_id), f"the decision at {node.name}")
         proof = state.proof()
+        assert proof is not None
         assert of_proof(proof).digest == chosen.digest
+        assert state.rules.weights == Weights(diversity=600), "the mesh's weights, whoever opens the round"
     assert chosen.proof is not None
+    _check_what_was_told(one, others[2], chosen, told, seen)
+    stop()
     again = of_proof(msgspec.json.decode(msgspec.json.encode(chosen.proof), type=type(chosen.proof)))
     assert again.demos == chosen.demos
     assert list((tmp_path / "n1" / "demos").iterdir()), "what was signed is on disk"
@@ -104,6 +114,30 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     assert alone.reason
     assert alone.proof is None
     assert alone.demos
+
+
+def _check_what_was_told(
+    one: meshnode.Node,
+    watching: meshnode.Node,
+    chosen: Selection,
+    told: list[RoundProgress],
+    seen: list[tuple[str, RoundProgress]],
+) -> None:
+    phases = list(dict.fromkeys(step.phase for step in told))
+    assert phases[0] == "invited"
+    assert phases[-1] == "decided"
+    assert {"candidates", "commitments"} < set(phases)
+    last = told[-1]
+    assert (last.result, last.validators, last.quorum) == (chosen.digest, 4, 3)
+    assert len(last.certificate) == 64
+    assert max(step.scored for step in told) == last.candidates
+    assert all(describe(step) for step in told)
+    assert one.demos.rounds()[-1] == last
+    assert watching.demos.rounds()[-1].certificate == last.certificate
+    # Telemetry may lose some; not all of several validators' words about every phase.
+    assert chosen.proof is not None
+    assert {peer for peer, _ in seen} <= chosen.proof.validators.keys()
+    assert {step.round_id for _, step in seen} == {chosen.round_id}
 
 
 def _check_by_command(file: Path, chosen: Selection) -> None:

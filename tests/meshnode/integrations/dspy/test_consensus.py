@@ -56,7 +56,7 @@ def test_a_compiled_program_carries_the_demos_that_the_mesh_agreed_on(
     assert (chosen.decided, chosen.reason) == ("mesh", "")
     assert of_proof(chosen.proof).demos == chosen.demos
     assert len(chosen.proof.validators) == 4
-    assert optimizer.selection is chosen
+    assert optimizer.selection == chosen
     assert compiled._compiled
     assert not any(shown(student).values()), "the student is as it was"
     demos = shown(compiled)
