@@ -30,7 +30,7 @@ class Placing:
         self._mesh = mesh
         self._replica = replica
         self._target = target
-        self._leaving: set[str] = set()
+        self._leaving: dict[str, int] = {}  # which incarnation of a node goes; a later one is here to stay
         self._dead_since: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -42,12 +42,13 @@ class Placing:
     async def let_go(self, node: str) -> bool:
         """Take a node out of the configuration; False if this node leads no more before that is done."""
         replica = self._replica
-        self._leaving.add(node)
-        self.look()
-        while replica.leads and node in replica.configuration.members:
-            await asyncio.sleep(PLACE_EVERY_S / 5)
-            self._leaving.add(node)
+        while True:
+            # Each time anew: a node that goes may still refute a rumour of its death.
+            self._leaving[node] = max((m.incarnation for m in self._mesh.members() if m.node_id == node), default=0)
             self.look()
+            if not replica.leads or node not in replica.configuration.members:
+                break
+            await asyncio.sleep(PLACE_EVERY_S / 5)
         return node not in replica.configuration.members
 
     async def steer(self, op: Literal["transfer", "add", "remove"], node: str) -> None:
@@ -94,6 +95,11 @@ class Placing:
             return
         replica.advance()
         members = self._mesh.members()
+        returned = {
+            m.node_id for m in members if m.state == "alive" and m.incarnation > self._leaving.get(m.node_id, 0)
+        }
+        for node in self._leaving.keys() & returned:
+            del self._leaving[node]
         now = asyncio.get_running_loop().time()
         state = replica.core.state
         progress = state.leadership.progress if state.leadership is not None else {}
@@ -103,7 +109,7 @@ class Placing:
             me=self._mesh.me.node_id,
             living=self._living(),
             dead={node for node, since in self._dead_since.items() if now - since > DEAD_AFTER_S},
-            leaving=self._leaving | {m.node_id for m in members if m.state == "left"},
+            leaving=self._leaving.keys() | {m.node_id for m in members if m.state == "left"},
             level={node for node, peer in progress.items() if peer.match_index >= last - LEVEL_WITHIN},
             target=self._target,
         )
