@@ -223,7 +223,9 @@ class Variables:
 
     def set_all(self, first_index: int, log_ms: int, commands: Iterable[Set]) -> tuple[list[Result], list[Change]]:
         """`apply` for Sets that stand one after the other. One loop, for all nodes take this way with each write."""
-        results, changes, by_name = list[Result](), list[Change](), self._by_name
+        results: list[Result] = []
+        changes: list[Change] = []
+        by_name = self._by_name
         for index, command in enumerate(commands, first_index):
             known = by_name.get(command.name)
             size = -1 if known is None else self._plain_size(known, command)

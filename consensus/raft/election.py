@@ -40,6 +40,8 @@ def _tick_leader(state: State, leadership: Leadership) -> None:
     elif state.now >= leadership.heartbeat_at:
         handover.maybe_hand_over(state)
         replication.heartbeat(state)
+    elif state.commit_index == state.log.last_index:
+        replication.announce(state, state.commit_index)
 
 
 def stand_first(state: State) -> None:

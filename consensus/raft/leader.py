@@ -12,7 +12,7 @@ from consensus.raft import commit, membership, reads, transfer
 from consensus.raft.effects import Accepted
 from consensus.raft.messages import COMMAND, AppendReject, AppendReply, Entry
 from consensus.raft.progress import Mode, Progress
-from consensus.raft.replication import append, office, send_entries, tell_commit
+from consensus.raft.replication import announce, append, office, send_entries, tell_commit
 from consensus.raft.state import State
 
 ENTRY_OVERHEAD_BYTES = 100
@@ -85,11 +85,11 @@ def maybe_commit(state: State) -> None:
         if state.leadership is None:
             return
     reads.ask(state)
-    if index == state.log.last_index:
-        # Nothing follows that could carry the news.
-        for node, peer in leadership.progress.items():
-            if peer.next_index > index and peer.commit_sent < index:
-                tell_commit(state, node, peer)
+    if index == state.log.last_index and leadership.announced_at < state.now:
+        # Nothing follows that could carry the news. But if much happens, something will soon: then what comes within
+        # the same tick waits for that, for `Raft.announce`, or for the next tick.
+        leadership.announced_at = state.now
+        announce(state, index)
 
 
 def may_count(state: State, index: int) -> bool:
@@ -118,7 +118,7 @@ def _go_on(state: State, node: str, peer: Progress) -> None:
     if state.leadership is None or node not in state.leadership.progress:
         return
     send_entries(state, node, peer)
-    if peer.next_index > state.log.last_index and peer.commit_sent < state.commit_index:
+    if peer.next_index > state.log.last_index and peer.commit_sent < state.leadership.announced_index:
         tell_commit(state, node, peer)  # it was not level when the others were told
     reads.confirm(state)
     transfer.maybe_hand_over(state)

@@ -127,7 +127,18 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from consensus.raft import election, follower, leader, membership, messages, reads, snapshots, statistics, transfer
+from consensus.raft import (
+    election,
+    follower,
+    leader,
+    membership,
+    messages,
+    reads,
+    replication,
+    snapshots,
+    statistics,
+    transfer,
+)
 from consensus.raft.configuration import Configuration
 from consensus.raft.durability import complete_writes
 from consensus.raft.effects import Effect, LoadChunk, Role, RoleChanged
@@ -225,6 +236,16 @@ class Raft:
     def propose(self, commands: Sequence[bytes]) -> list[Effect]:
         """Append commands. `Accepted` says where they stand; `Apply` when they are committed. Raises a Refused."""
         leader.propose(self.state, commands)
+        return self._effects()
+
+    def announce(self, index: int, to: str | None = None) -> list[Effect]:
+        """Tell the followers (or one) that `index` is committed, if no entries took the news along.
+
+        The next tick would, too. A driver that calls this a few milliseconds after an `Apply` shortens their delay to
+        that; one that calls it before it answers a follower lets that one see what it wrote.
+        """
+        if self.state.leadership is not None:
+            replication.announce(self.state, index, to)
         return self._effects()
 
     def read(self, ids: list[Any]) -> list[Effect]:

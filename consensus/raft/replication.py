@@ -45,6 +45,16 @@ def send_entries(state: State, node: str, peer: Progress) -> None:
         peer.next_index = last + 1
 
 
+def announce(state: State, index: int, to: str | None = None) -> None:
+    """Tell the followers (or one) how far things are committed, if nothing has told them of `index` yet."""
+    leadership = office(state)
+    if to is None:
+        leadership.announced_index = index
+    for node, peer in leadership.progress.items():
+        if peer.commit_sent < index < peer.next_index and to in (None, node):
+            tell_commit(state, node, peer)
+
+
 def tell_commit(state: State, node: str, peer: Progress) -> None:
     """Tell a follower how far things are committed, with no entries to carry it."""
     if peer.mode is Mode.REPLICATE and state.log.term_at(peer.next_index - 1) is not None:

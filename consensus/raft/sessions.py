@@ -159,7 +159,8 @@ class Sessions:
             results = self._apply_fresh(first_index, entries, self._run_all)
             if results is not None:
                 return results  # type: ignore[return-value]  # a list that nobody else has
-        run, decode, outcomes = self._apply_run, _run_decoder.decode, list[bytes | Outcome | T]()
+        run, decode = self._apply_run, _run_decoder.decode
+        outcomes: list[bytes | Outcome | T] = []
         for index, data in enumerate(entries, first_index):
             outcome: bytes | Outcome | T
             if data.startswith(_RUN_PREFIX):

@@ -86,6 +86,8 @@ class Leadership:
     progress: dict[str, Progress]
     first_index: int  # of its own first entry: until that is committed, it doesn't know what is (§8)
     heartbeat_at: int = 0
+    announced_at: int = -1  # when a commit was last told at once
+    announced_index: int = 0  # the last commit_index that followers were told without entries
     round: int = 0  # stamped on every Append; a majority's echo proves that this leader led when it began
     rounds_begun: dict[int, int] = field(default_factory=dict)  # round: tick
     waiting_followers: dict[str, int] = field(default_factory=dict)  # its question; one at a time

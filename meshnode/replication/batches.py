@@ -49,6 +49,11 @@ class Batches:
     def __len__(self) -> int:
         return sum(batch.missing for batch in self._batches)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the outcome of anything is still to come."""
+        return bool(self._batches)
+
     def accepted(self, effect: Accepted, batches: Sequence[Batch]) -> None:
         """The core took these, one after the other."""
         index = effect.first_index

@@ -26,6 +26,7 @@ COMMANDS_A_PART = 1024
 PART_BYTES = 256 << 10
 SNAPSHOT_PART_BYTES = 64 << 10
 BEAT_S = 1.0
+PAUSE_S = 0.003  # between two parts with commands: while much is written, one carries what several writes brought
 SILENCE_S = 5.0
 DAY_S = 24 * 3600.0
 
@@ -74,6 +75,7 @@ class Feed:
         news = asyncio.Event()
         self._news.add(news)
         told_leader: str | None = None
+        clock, told_at = asyncio.get_running_loop().time, 0.0
         try:
             while True:
                 news.clear()
@@ -83,6 +85,10 @@ class Feed:
                     for part in _parts(self._machine.snapshot(), index, leader):
                         yield part
                 elif self.applied_index > index or leader != told_leader:
+                    pause = told_at + PAUSE_S - clock()
+                    if pause > 0 and self.applied_index - index < COMMANDS_A_PART:
+                        await asyncio.sleep(pause)
+                    told_at = clock()
                     stretches, end = self._after(index)
                     index, told_leader = end, leader
                     yield Part(index, leader, stretches=stretches)
@@ -207,7 +213,9 @@ class Following:
             self._restored(index)
 
     def _apply(self, part: Part) -> None:
-        machine, changes, fresh = self._machine, list[Change](), list[Stretch]()
+        machine = self._machine
+        changes: list[Change] = []
+        fresh: list[Stretch] = []
         for first, commands in part.stretches:
             known = max(0, machine.index + 1 - first)  # a replica of this node's own may have been ahead
             if known < len(commands):

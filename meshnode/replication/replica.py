@@ -59,6 +59,8 @@ log = structlog.get_logger("meshnode.raft")
 TICK_S = 0.02
 SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
+APPLY_S = 0.001  # how long a follower leaves what is committed, so that the disk, and its answer, come first
+ANNOUNCE_S = 0.002  # how long the news of a commit may wait for entries to travel with, while much is written
 
 _kind, _data = attrgetter("kind"), attrgetter("data")  # COMMAND is 0
 _CODES: dict[type, int] = {
@@ -95,11 +97,13 @@ class Replica:
     ) -> None:
         self.machine = machine
         self.leader_changes = 0
+        self._led_by: str | None = None
         self._store = store
         self._send = send
         self._applied = applied
         self._restored = restored
         self._changed = changed
+        self._failed = failed
         self._settings = settings or Settings()
         self._core = Raft(node_id, self._settings, rng, store.stored)
         self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed)
@@ -107,6 +111,10 @@ class Replica:
         self._accepting: deque[Sequence[Batch]] = deque()  # handed to the core, `Accepted` not performed yet
         self._waiting: list[Batch] = []
         self._flushing = False
+        self._is_crowded = False  # more than one proposal came in the last tick that had any
+        self._announcing: asyncio.TimerHandle | None = None
+        self._unapplied: list[Apply] = []  # a follower's, in order; nothing is performed that could show the lag
+        self._applying: asyncio.TimerHandle | None = None
         self._reads: dict[int, asyncio.Future[int]] = {}
         self._read_number = 0
         self._encoded: tuple[Message | None, bytes] = (None, b"")
@@ -152,6 +160,9 @@ class Replica:
     async def close(self) -> None:
         """Stop, fail what waits, finish writing."""
         await self._driver.stop()
+        self._catch_up()
+        if self._announcing is not None:
+            self._announcing.cancel()
         tasks = {*self._loading, *([self._saving] if self._saving is not None else [])}
         for task in tasks:
             task.cancel()
@@ -182,8 +193,16 @@ class Replica:
         self._waiting.append(batch)
         if not self._flushing:
             self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            if self._is_crowded:
+                asyncio.get_running_loop().call_soon(self._flush)
+            else:  # it would wait for company that mostly doesn't come; if it does, that goes on its own
+                asyncio.get_running_loop().call_soon(self._unflush)
+                self._propose_waiting()
         return batch.future
+
+    def tell_commit(self, peer: str) -> None:
+        """Let a follower know what is committed before it hears an answer: what it wrote, it shall be able to read."""
+        self._run(self._core.announce(self._core.commit_index, peer))
 
     def read(self) -> asyncio.Future[int]:
         """The index from which on a read that begins now is linearizable, once it is applied here."""
@@ -200,6 +219,7 @@ class Replica:
     def holds_lease(self) -> bool:
         """Whether the machine may be read at once on the strength of the leader's lease."""
         self._run(self.tick())  # the core must know all time that went by
+        self._catch_up()
         return self._core.holds_lease() and self._core.state.applied_index >= self._core.commit_index
 
     def receive(self, source: str, raw: bytes) -> None:
@@ -248,6 +268,15 @@ class Replica:
 
     def _flush(self) -> None:
         self._flushing = False
+        self._is_crowded = len(self._waiting) > 1
+        self._propose_waiting()
+
+    def _unflush(self) -> None:
+        self._flushing = False
+        self._is_crowded = bool(self._waiting)
+        self._propose_waiting()
+
+    def _propose_waiting(self) -> None:
         batches, self._waiting = self._waiting, []
         if not batches:
             return
@@ -275,10 +304,17 @@ class Replica:
             case Send():
                 self._send(effect.to, self._encode(effect.message))
             case Apply():
-                self._apply(effect)
+                if self._core.role is Role.LEADER or self._batches.is_waiting:
+                    self._catch_up()
+                    self._apply(effect)
+                else:
+                    self._unapplied.append(effect)
+                    if self._applying is None:
+                        self._applying = asyncio.get_running_loop().call_later(APPLY_S, self._apply_late)
             case Accepted():
                 self._batches.accepted(effect, self._accepting.popleft())
             case ReadReady():
+                self._catch_up()
                 self._read_ready(effect)
             case ReadFailed():
                 for number in effect.ids:
@@ -286,6 +322,7 @@ class Replica:
                     if future is not None and not future.done():
                         future.set_exception(NotLeader(self._core.leader))
             case RoleChanged():
+                self._catch_up()
                 self._on_role(effect)
             case Configured():
                 self._changed()
@@ -294,6 +331,7 @@ class Replica:
             case StoreChunk():
                 self._store.store_chunk(effect)
             case Restore():
+                self._catch_up()
                 self._restore(effect)
 
     def _encode(self, message: Message) -> bytes:
@@ -303,6 +341,20 @@ class Replica:
             raw = encode(message)
             self._encoded = (message, raw)
         return raw
+
+    def _apply_late(self) -> None:
+        try:
+            self._catch_up()
+        except Exception as error:  # as the driver does: a machine that skipped an entry can't be trusted
+            self._failed(error)
+
+    def _catch_up(self) -> None:
+        if self._applying is not None:
+            self._applying.cancel()
+            self._applying = None
+        effects, self._unapplied = self._unapplied, []
+        if effects:
+            self._apply(Apply(effects[0].first_index, [entry for effect in effects for entry in effect.entries]))
 
     def _apply(self, effect: Apply) -> None:
         machine, first, entries = self.machine, effect.first_index, effect.entries
@@ -314,12 +366,24 @@ class Replica:
         else:
             outcomes, stretches, changes = self._apply_mixed(first, entries)
         self._batches.applied(effect, outcomes)
-        self._applied(first + len(entries) - 1, stretches, changes)
-        self._maybe_snapshot()
+        last = first + len(entries) - 1
+        self._applied(last, stretches, changes)
+        if self._announcing is None and self.leads:
+            self._announcing = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._announce, last)
+        self._maybe_snapshot(last)
+
+    def _announce(self, index: int) -> None:
+        applied_index = self._core.state.applied_index
+        self._announcing = None
+        if applied_index > index and self.leads:
+            self._announcing = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._announce, applied_index)
+        self._run(self._core.announce(index))
 
     def _apply_mixed(self, first: int, entries: Sequence[Entry]) -> tuple[list[Outcome], list[Stretch], list[Change]]:
         machine, known = self.machine, self.machine.index
-        outcomes, stretches, changes = list[Outcome](), list[Stretch](), list[Change]()
+        outcomes: list[Outcome] = []
+        stretches: list[Stretch] = []
+        changes: list[Change] = []
         for index, entry in enumerate(entries, first):
             if entry.kind != COMMAND:
                 outcomes.append(DONE)
@@ -341,14 +405,20 @@ class Replica:
     def _on_role(self, effect: RoleChanged) -> None:
         if effect.role is Role.LEADER:
             self._term_began = (self.machine.log_ms, _clock())
+        if effect.leader not in (None, self._led_by):
             self.leader_changes += 1
+        self._led_by = effect.leader
         log.info("role", role=effect.role.value, term=effect.term, leader=effect.leader)
         self._changed()
 
     # Snapshots.
 
-    def _maybe_snapshot(self) -> None:
-        if self._saving is None and self._core.state.applied_index - self._saved_index >= SNAPSHOT_EVERY:
+    def _maybe_snapshot(self, last: int) -> None:
+        if (
+            self._saving is None
+            and last - self._saved_index >= SNAPSHOT_EVERY
+            and last == self._core.state.applied_index
+        ):
             described = self._core.snapshot()
             self._saved_index = described.index
             self._saving = asyncio.get_running_loop().create_task(self._save(described, self.machine.snapshot()))

@@ -39,7 +39,7 @@ from meshnode.replication.placing import PLACE_EVERY_S, Placing
 from meshnode.replication.reading import Barriers
 from meshnode.replication.replica import Replica
 from meshnode.replication.storage import MemoryStore, Store, open_disk_store
-from meshnode.replication.submission import Submission
+from meshnode.replication.submission import Ask, Submission
 from meshnode.runtime.supervision import Supervisor
 from meshnode.spans import Spans, spanned
 
@@ -53,7 +53,8 @@ class Replication:
     """The replicated state as this node has it.
 
     machine: read it at any time; it changes only between two events of the loop. send(to, bytes): a message of Raft
-    to the coordination channel. fail(error): the disk or the core can't go on. data_dir: None keeps all in memory.
+    to the coordination channel. ask: that channel's request (see Submission). fail(error): the disk or the core can't
+    go on. data_dir: None keeps all in memory.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Replication:
         mesh: Mesh,
         *,
         send: Callable[[str, bytes], None],
+        ask: Ask,
         fail: Callable[[Exception], None],
         data_dir: Path | None,
         voters: int,
@@ -86,6 +88,7 @@ class Replication:
             look=self._locate,
             heard=self._on_heard,
             propose=self._propose_here,
+            ask=ask,
             settle=self._settle,
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
@@ -268,8 +271,11 @@ class Replication:
         self._mesh.serve(Retire, self._answer_retire)
         self._mesh.serve(Steer, self._answer_steer)
 
-    async def _answer_propose(self, message: Propose, _caller: Caller) -> Proposed:
-        return await self._propose_here(message.entries)
+    async def _answer_propose(self, message: Propose, caller: Caller) -> Proposed:
+        answer = await self._propose_here(message.entries)
+        if self._replica is not None and self._replica.leads:
+            self._replica.tell_commit(caller.peer)
+        return answer
 
     async def _answer_barrier(self, _message: Barrier, caller: Caller) -> int:
         index = await self._own_read_index(caller.deadline - asyncio.get_running_loop().time())

@@ -110,7 +110,7 @@ class DiskStore:
 
     def write(self, persist: Persist, done: Callable[[], None]) -> None:
         """Make it durable, in order, then call `done`."""
-        self._storage.persist(persist).add_done_callback(lambda future: self._written(future, done))
+        self._storage.persist_and_tell(persist, lambda error: done() if error is None else self._failed(error))
 
     def store_chunk(self, chunk: StoreChunk) -> None:
         """Write a piece of a coming snapshot aside, in a thread."""
@@ -135,15 +135,6 @@ class DiskStore:
     async def close(self) -> None:
         """Finish what was asked for, and close the log."""
         await self._storage.close()
-
-    def _written(self, future: asyncio.Future[None], done: Callable[[], None]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
-            done()
-        elif isinstance(error, Exception):
-            self._failed(error)
 
 
 async def open_disk_store(

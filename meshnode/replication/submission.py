@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
+import msgspec
 import structlog
 
 from consensus.raft import sessions as clients
@@ -32,6 +33,7 @@ from meshnode.replication.messages import (
     Propose,
     Proposed,
 )
+from meshnode.spans import current
 
 log = structlog.get_logger("meshnode.submission")
 
@@ -50,6 +52,11 @@ WINDOW = 4000  # commands of one session without an answer; its table remembers 
 WAITING = 100_000
 
 _ANSWERS = {bytes}
+
+#: (peer, command, body, timeout_s) -> the reply's body.
+Ask: TypeAlias = Callable[[str, str, bytes, float], Awaitable[bytes]]
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Proposed).decode
 
 
 class Write:
@@ -95,7 +102,9 @@ class Flight:
 class Submission(Generic[T]):
     """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
 
-    propose(entries): this node's own core, if it leads. settle(future, answer): give a write the machine's answer.
+    propose(entries): this node's own core, if it leads. ask: the coordination channel's own request, for a Propose
+    that belongs to no trace: the way through the facade costs a task. settle(future, answer): give a write the
+    machine's answer.
     """
 
     def __init__(
@@ -106,9 +115,11 @@ class Submission(Generic[T]):
         look: Callable[[], Awaitable[None]],
         heard: Callable[[str | None], None],
         propose: Callable[[list[bytes]], Awaitable[Proposed]],
+        ask: Ask,
         settle: Callable[[asyncio.Future[T], bytes], None],
     ) -> None:
         self._mesh = mesh
+        self._ask_raw = ask
         self._settle = settle
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = 0  # writes that got no answer of the machine
@@ -119,7 +130,7 @@ class Submission(Generic[T]):
         self._client: Client | None = None
         self._queue: deque[Write] = deque()
         self._open: Deadlines[Write] = Deadlines(self._expire)
-        self._flights: dict[asyncio.Task[Proposed], Flight] = {}
+        self._flights: dict[asyncio.Future[Proposed | bytes], Flight] = {}
         self._finding: asyncio.Task[None] | None = None
         self._is_due = False
         self._pause_s = 0.0
@@ -172,7 +183,7 @@ class Submission(Generic[T]):
         self._queue.clear()
         if self._retry is not None:
             self._retry.cancel()
-        tasks: list[asyncio.Task[Proposed] | asyncio.Task[None]] = list(self._flights)
+        tasks: list[asyncio.Future[Any]] = list(self._flights)
         if self._finding is not None:
             tasks.append(self._finding)
         for task in tasks:
@@ -201,7 +212,8 @@ class Submission(Generic[T]):
 
     def _take(self, client: Client) -> list[Write]:
         """The next batch, each write with its place in the client session."""
-        queue, taken, size = self._queue, list[Write](), 0
+        queue, size = self._queue, 0
+        taken: list[Write] = []
         acknowledged, outstanding = client.acknowledged, client.outstanding
         while queue and len(taken) < BATCH and size < BATCH_BYTES:
             write = queue[0]
@@ -230,9 +242,14 @@ class Submission(Generic[T]):
     def _launch(self, flight: Flight) -> None:
         for write in flight.writes:
             write.is_flying = True
-        task = asyncio.get_running_loop().create_task(self._ask(flight.leader, [each.entry for each in flight.writes]))
-        self._flights[task] = flight
-        task.add_done_callback(self._landed)
+        leader, entries = flight.leader, [each.entry for each in flight.writes]
+        answer: asyncio.Future[Proposed | bytes]
+        if leader != self._mesh.me.node_id and current() is None:
+            answer = asyncio.ensure_future(self._ask_raw(leader, Propose.command, _encode(Propose(entries)), TRY_S))
+        else:
+            answer = asyncio.ensure_future(self._ask(leader, entries))
+        self._flights[answer] = flight
+        answer.add_done_callback(self._landed)
 
     async def _ask(self, leader: str, entries: list[bytes]) -> Proposed:
         if leader == self._mesh.me.node_id:
@@ -241,27 +258,24 @@ class Submission(Generic[T]):
 
     # Coming back.
 
-    def _landed(self, task: asyncio.Task[Proposed]) -> None:
-        flight = self._flights.pop(task)
-        error = None if task.cancelled() else task.exception()
-        outcomes: Sequence[Outcome] = ()
-        if error is None and not task.cancelled() and self._all_answered(flight.writes, task.result().outcomes):
+    def _landed(self, landed: asyncio.Future[Proposed | bytes]) -> None:
+        flight = self._flights.pop(landed)
+        answer, error = _read(landed)
+        if answer is not None and self._all_answered(flight.writes, answer.outcomes):
             self._pause_s = 0.0
             if self._queue:
                 self._soon()
             return
+        outcomes: Sequence[Outcome] = ()
         for write in flight.writes:
             write.is_flying = False
-        if task.cancelled():
-            outcomes = [UNKNOWN] * len(flight.writes)
-        elif isinstance(error, (Overloaded, TooLarge, InvalidInput)):
+        if isinstance(error, (Overloaded, TooLarge, InvalidInput)):
             self._refuse(flight.writes, error)
             return
-        elif error is not None:
+        if answer is None:
             log.debug("no answer", leader=flight.leader, error=str(error))
             outcomes = [UNKNOWN] * len(flight.writes)
         else:
-            answer = task.result()
             outcomes = answer.outcomes
             if len(outcomes) != len(flight.writes):
                 outcomes = [LOST] * len(flight.writes)
@@ -405,3 +419,19 @@ class Submission(Generic[T]):
             return False
         self._client = Client(session)
         return True
+
+
+def _read(landed: asyncio.Future[Proposed | bytes]) -> tuple[Proposed | None, BaseException | None]:
+    """What a flight came to: an answer, an error, or neither if it was cancelled."""
+    if landed.cancelled():
+        return None, None
+    error = landed.exception()
+    if error is not None:
+        return None, error
+    result = landed.result()
+    if isinstance(result, Proposed):
+        return result, None
+    try:
+        return _decode(result), None
+    except msgspec.MsgspecError as malformed:
+        return None, malformed

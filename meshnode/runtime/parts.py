@@ -102,7 +102,7 @@ class Parts:
         living = sum(member.state == "alive" for member in self.membership.members())
         workers = self.work.statistics()
         return {
-            "membership": {"status": "ok", "alive": living},
+            "membership": {"status": "ok", "alive": living, "refuted": self.membership.statistics()["refuted"]},
             "channels": {"status": "ok"},
             "workers": {"status": "degraded" if workers.get("given_up") else "ok", **workers},
             "model": model_health(self.work.models()),
@@ -187,6 +187,9 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     replication = Replication(
         node.mesh,
         send=lambda peer, raw: node.dispatch.cast_raw("coordination", peer, RAFT, raw),
+        ask=lambda peer, command, body, timeout_s: channels["coordination"].request(
+            peer, command, body, timeout_s=timeout_s
+        ),
         fail=node.fail,
         data_dir=config.data_dir,
         voters=config.voters,

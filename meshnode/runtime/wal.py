@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
@@ -53,6 +53,8 @@ from meshnode.runtime.wal_statistics import Durations
 logger = structlog.get_logger("meshnode.wal")
 
 SEGMENT_BYTES = 16 << 20
+
+Told: TypeAlias = Callable[[Exception | None], None]
 
 
 def open_log(
@@ -132,8 +134,8 @@ class Log:
         self.next_index = recovered.next_index
         self.durable_index = recovered.next_index - 1
         self._flying_index = self.durable_index  # what durable_index becomes when the write under way is done
-        self._in_flight: list[asyncio.Future[None]] | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._in_flight: list[Told] | None = None
+        self._waiting: list[Told] = []
         self._started = 0.0
         self._durations = Durations()
         self._frames = self._written_entries = self._written_bytes = self._batch_max = 0
@@ -187,18 +189,30 @@ class Log:
 
     def sync(self) -> asyncio.Future[None]:
         """Wait until all that was buffered before this call is on disk. Raises WriteFailed, StorageFull, Closed."""
-        self._check_open()
         future = asyncio.get_running_loop().create_future()
+
+        def told(error: Exception | None) -> None:
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
+
+        self.tell_when_synced(told)
+        return future
+
+    def tell_when_synced(self, told: Told) -> None:
+        """Call `told` once all that was buffered before is on disk, or with what makes that impossible.
+
+        At once if nothing is buffered or under way; else as soon as the loop hears of it, without a turn in between.
+        """
+        self._check_open()
         if self._has_buffer():
-            self._waiting.append(future)
+            self._waiting.append(told)
             if self._in_flight is None and len(self._waiting) == 1:
                 # At the end of this tick, so that all who append in it share one write.
                 asyncio.get_running_loop().call_soon(self._flush)
         elif self._in_flight is not None:
-            self._in_flight.append(future)
+            self._in_flight.append(told)
         else:
-            future.set_result(None)
-        return future
+            told(None)
 
     async def compact(self, index: int) -> int:
         """Remove the segments whose entries a snapshot up to `index`, already on disk, holds; returns how many."""
@@ -289,19 +303,17 @@ class Log:
         self._written_bytes += size
         self._batch_max = max(self._batch_max, len(batch.entries))
         self.durable_index = self._flying_index
-        for future in done:
-            if not future.done():
-                future.set_result(None)
-        if self._waiting:
+        if self._waiting:  # first, so that the disk works while we tell
             self._flush()
+        for told in done:
+            told(None)
 
-    def _fail(self, error: Exception, done: list[asyncio.Future[None]]) -> None:
+    def _fail(self, error: Exception, done: list[Told]) -> None:
         self._failure = failed(self._files.path, error) if isinstance(error, OSError) else StorageError(repr(error))
         logger.error("the log failed", file=str(self._files.path), error=str(self._failure), exc_info=error)
         waiting, self._waiting = self._waiting, []
-        for future in done + waiting:
-            if not future.done():
-                future.set_exception(self._failure)
+        for told in done + waiting:
+            told(self._failure)
 
     async def _in_thread(self, job: Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()

@@ -29,7 +29,7 @@ from consensus.raft.effects import LoadChunk, Persist, Restore, StoreChunk
 from consensus.raft.messages import Entry, HardState, Snapshot
 from consensus.raft.state import Stored
 from meshnode.runtime.snapshots import Description, Snapshots
-from meshnode.runtime.wal import Log, open_log
+from meshnode.runtime.wal import Log, Told, open_log
 from meshnode.runtime.wal_directory import DirectoryLock
 from meshnode.runtime.wal_disk import Disk
 from meshnode.runtime.wal_errors import SnapshotDamaged
@@ -75,15 +75,24 @@ class Storage:
         self._thread = ThreadPoolExecutor(1, "meshnode-snapshots")
         self._lost_chunk: Exception | None = None
         self._adopting: asyncio.Task[None] | None = None
-        self._behind: deque[tuple[Persist, asyncio.Future[None]]] = deque()
+        self._behind: deque[tuple[Persist, Told]] = deque()
 
     def persist(self, effect: Persist) -> asyncio.Future[None]:
         """Make durable what the effect says; the future is done when it is."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._behind.append((effect, done))
+
+        def told(error: Exception | None) -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        self.persist_and_tell(effect, told)
+        return done
+
+    def persist_and_tell(self, effect: Persist, told: Told) -> None:
+        """Make durable what the effect says, then call `told`; with an error if that can't be."""
+        self._behind.append((effect, told))
         if self._adopting is None:
             self._proceed()
-        return done
 
     def store_chunk(self, effect: StoreChunk) -> None:
         """Keep a piece of a coming snapshot; a failure shows when it is adopted."""
@@ -141,17 +150,15 @@ class Storage:
 
     def _proceed(self) -> None:
         while self._behind:
-            effect, done = self._behind.popleft()
+            effect, told = self._behind.popleft()
             if effect.snapshot is not None:
-                self._adopting = asyncio.get_running_loop().create_task(self._adopt(effect, effect.snapshot, done))
+                self._adopting = asyncio.get_running_loop().create_task(self._adopt(effect, effect.snapshot, told))
                 return
             try:
                 self._buffer(effect)
-                synced = self.log.sync()
+                self.log.tell_when_synced(told)
             except Exception as error:
-                done.set_exception(error)
-            else:
-                _follow(synced, done)
+                told(error)
 
     def _buffer(self, effect: Persist) -> None:
         if effect.entries:
@@ -164,36 +171,23 @@ class Storage:
         if effect.hard_state is not None:
             self.log.set_hard_state(effect.hard_state.term, effect.hard_state.vote)
 
-    async def _adopt(self, effect: Persist, snapshot: Snapshot, done: asyncio.Future[None]) -> None:
+    async def _adopt(self, effect: Persist, snapshot: Snapshot, told: Told) -> None:
         try:
             await self._in_thread(self._adopt_received, snapshot)
             self.log.begin_at(snapshot.index + 1)
             self._buffer(effect)
-            _follow(self.log.sync(), done)
+            self.log.tell_when_synced(told)
         except Exception as error:
             # Nothing behind it may be written: the core takes the log to have begun anew.
-            for _, each in [(effect, done), *self._behind]:
-                if not each.done():
-                    each.set_exception(error)
+            lost = [(effect, told), *self._behind]
             self._behind.clear()
+            for _, each in lost:
+                each(error)
         self._adopting = None
         self._proceed()
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
-
-
-def _follow(synced: asyncio.Future[None], done: asyncio.Future[None]) -> None:
-    def finish(finished: asyncio.Future[None]) -> None:
-        if done.done():
-            return
-        error = finished.exception()
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    synced.add_done_callback(finish)
 
 
 def _description(snapshot: Snapshot) -> Description:

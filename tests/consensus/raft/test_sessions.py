@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from consensus.raft.sessions import (
     Applied,
     Close,
@@ -19,7 +21,7 @@ from consensus.raft.sessions import (
 
 
 class Counter:
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.total = 0
         self.sessions = Sessions(self.run, **limits)
 

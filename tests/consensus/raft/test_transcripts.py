@@ -40,7 +40,7 @@ def test_an_election_and_the_first_entry() -> None:
 
 def test_a_write_and_the_news_of_its_commit() -> None:
     cluster = Cluster("abc")
-    cluster.elect("a")
+    cluster.elect("a").tick()
     said(cluster)
     cluster.propose("a", b"x", b"y")
     cluster.settle()
@@ -54,13 +54,41 @@ def test_a_write_and_the_news_of_its_commit() -> None:
     """)
 
 
+def test_while_much_is_written_the_news_of_a_commit_travels_with_entries_or_when_it_is_time() -> None:
+    cluster = Cluster("abc")
+    a = cluster.elect("a")
+    a.tick()
+    cluster.propose("a", b"x")
+    cluster.settle()
+    cluster.propose("a", b"y")
+    cluster.settle()
+    said(cluster)
+    cluster.propose("a", b"z")
+    cluster.settle()
+    a.do(a.core.announce(4, "c"))
+    a.do(a.core.announce(4))
+    a.do(a.core.announce(5, "c"))
+    cluster.settle()
+    a.do(a.core.announce(5))
+    a.do(a.core.announce(5))
+    cluster.settle()
+    assert said(cluster) == lines("""
+        a->b Append(term=2, prev_index=4, prev_term=2, commit_index=4, round=0, entries=[Entry(term=2, data=b'z', kind=0)])
+        a->c Append(term=2, prev_index=4, prev_term=2, commit_index=4, round=0, entries=[Entry(term=2, data=b'z', kind=0)])
+        b->a AppendReply(term=2, match_index=5, round=0)
+        c->a AppendReply(term=2, match_index=5, round=0)
+        a->c Append(term=2, prev_index=5, prev_term=2, commit_index=5, round=0, entries=[])
+        a->b Append(term=2, prev_index=5, prev_term=2, commit_index=5, round=0, entries=[])
+    """)
+
+
 def test_a_leader_that_was_cut_off_comes_back() -> None:
     cluster = Cluster("abc")
     a = cluster.elect("a")
     cluster.isolate("a")
     cluster.propose("a", b"lost")
     cluster.settle()
-    cluster.elect("b")
+    cluster.elect("b").tick()
     cluster.propose("b", b"kept")
     cluster.settle()
     said(cluster)

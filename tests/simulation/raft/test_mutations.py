@@ -123,7 +123,7 @@ MUTATIONS: dict[Callable[[Patch], None], int] = {
     truncate_on_overlap: 112,
     serve_reads_without_a_quorum: 28,
     serve_reads_before_an_entry_of_the_own_term: 25,
-    vote_against_a_lease: 95,
+    vote_against_a_lease: 505,
     run_a_retried_command_again: 0,
     change_members_in_one_step: 40,
     count_a_minority: 0,
