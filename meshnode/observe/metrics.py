@@ -185,12 +185,12 @@ def _round_trips(channels: Mapping[str, Mapping[str, Any]]) -> Metric:
     """Two figures per channel and none per peer: with a thousand peers that would be thousands of series."""
     family = GaugeMetricFamily(
         "meshnode_channel_rtt_seconds",
-        "Round trips: 0.5 is the typical peer's median, 0.99 the worst peer's 99th percentile.",
-        labels=["channel", "quantile"],
+        "Round trips: the median of the typical peer, and the 99th percentile of the worst.",
+        labels=["channel", "peer"],
     )
     for channel, counts in channels.items():
         measured = [peer["rtt"] for peer in (counts.get("peers") or {}).values() if peer["rtt"]["count"]]
         if measured:
-            family.add_metric([channel, "0.5"], median(rtt["p50_s"] for rtt in measured))
-            family.add_metric([channel, "0.99"], max(rtt["p99_s"] for rtt in measured))
+            family.add_metric([channel, "typical"], median(rtt["p50_s"] for rtt in measured))
+            family.add_metric([channel, "worst"], max(rtt["p99_s"] for rtt in measured))
     return family

@@ -214,7 +214,7 @@ async def test_metrics_are_what_the_node_counts(client: httpx.AsyncClient) -> No
     assert 'meshnode_channel_dropped_total{channel="inference",reason="late"} 2.0' in lines
     assert 'meshnode_channel_queue_depth{channel="inference"} 1.0' in lines
     assert 'meshnode_channel_sent_bytes_total{channel="inference"} 700.0' in lines
-    assert 'meshnode_channel_rtt_seconds{channel="inference",quantile="0.99"} 0.75' in lines
+    assert 'meshnode_channel_rtt_seconds{channel="inference",peer="worst"} 0.75' in lines
     assert "meshnode_worker_busy 2.0" in lines
     assert not any(line.startswith("meshnode_raft") for line in lines)
 
