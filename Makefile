@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test docker-test lint bench soak clean
 
 demo: $(READY)  ## five nodes evaluate a program together; one is killed in mid-run
 	$(BIN)/python -m examples.demo
 
 test: lint  ## everything, on 2 cores in a few minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak and not docker"
+
+docker-test: $(READY)  ## nodes in containers; needs a Docker engine, or: sh .ci/docker make docker-test
+	$(BIN)/python -m pytest -m docker tests/docker
 
 lint: $(READY)
 	$(BIN)/ruff check .
