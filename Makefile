@@ -15,6 +15,14 @@ test: lint  ## everything, on 2 cores in a few minutes
 docker-test: $(READY)  ## nodes in containers; needs a Docker engine, or: sh .ci/docker make docker-test
 	$(BIN)/python -m pytest -m docker tests/docker
 
+# Simulations of which `make test` lives through some seeds and `make seeds` through SEEDS; one line each.
+SEEDED := tests/simulation/bft/test_simulation.py
+SEEDED += tests/simulation/bft/test_selection.py
+SEEDS ?= 2000
+
+seeds: $(READY)  ## the simulations over many more seeds, on 2 cores in a few minutes
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -n 2 --dist load $(SEEDED)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -161,6 +161,15 @@ class Simplex:
         self._enter(1, effects)
         return effects
 
+    def offer(self, value: bytes) -> list[Effect]:
+        """Something to propose, for a validator that had nothing yet."""
+        effects: list[Effect] = []
+        if self._value is None:
+            self._value = value
+            if self._started and self.decision is None and self.round.leader(self.iteration) == self.me:
+                self._propose(self.iteration, effects)
+        return effects
+
     def tick(self) -> list[Effect]:
         """One tick of time has passed."""
         effects: list[Effect] = []

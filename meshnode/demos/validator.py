@@ -217,10 +217,7 @@ class Validator:
 
     async def _vote(self, state: RoundState, signed: Signed) -> None:
         the_round = state.round
-        try:
-            value: bytes | None = conclude(state.merged, state.reveals, the_round, state.rules)
-        except ValueError:  # too few scores here; others may have more
-            value = None
+        value = _value_of(state)
         core = self._core = Simplex(
             the_round,
             self.me,
@@ -242,6 +239,8 @@ class Validator:
                 await self._perform(the_round, core.tick())
             else:
                 await self._perform(the_round, core.step(sender, message))
+            if value is None and (value := _value_of(self._now())) is not None:
+                await self._perform(the_round, core.offer(value))
             self._say_where()
         while core.decision is not None and not self._is_decided():
             await self._propose(Settle(self.task.round_id, core.decision.value, core.decision.certificate))
@@ -342,6 +341,13 @@ class Validator:
                 while not condition() and not other():
                     self._changed.clear()
                     await self._changed.wait()
+
+
+def _value_of(state: RoundState) -> bytes | None:
+    """What to propose; None while too few have shown their scores."""
+    if len(state.reveals) < state.round.quorum:
+        return None
+    return conclude(state.merged, state.reveals, state.round, state.rules)
 
 
 def digest_of_certificate(certificate: Certificate) -> str:

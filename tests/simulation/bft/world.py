@@ -2,6 +2,8 @@
 
 A seed draws everything: how many validators, which of them lie and how, what the network loses, doubles, delays and
 cuts, who crashes between which two effects. After `good_from` the network is good and liveness is owed.
+
+What is voted on is a word here; `selection_world` votes on demos and their scores.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from consensus.bft.certificate import certificate_error
 from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Status, Vote, digest_of
@@ -32,6 +36,7 @@ class Keys:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.secrets = {name: hashlib.sha256(b"secret " + name.encode()).digest() for name in names}
+        self._right: dict[tuple[bytes, bytes], bytes] = {}
         self._by_public = {hashlib.sha256(secret).digest(): secret for secret in self.secrets.values()}
 
     def public(self, name: str) -> bytes:
@@ -39,7 +44,12 @@ class Keys:
 
     def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
         secret = self._by_public.get(public)
-        return secret is not None and signature == sign_with(secret, message)
+        if secret is None:
+            return False
+        key = (public, message)
+        if key not in self._right:  # most are asked for by every validator
+            self._right[key] = sign_with(secret, message)
+        return signature == self._right[key]
 
 
 @dataclass
@@ -48,12 +58,13 @@ class World:
 
     seed: int
     make: Callable[..., Simplex] = Simplex
-    good_from: float = 4.0
+    good_from: float = 0.0  # seconds; 0: drawn
     violations: list[str] = field(default_factory=list)
     trace: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.good_from = self.good_from or self.rng.choice((1.0, 2.0, 4.0))
         self.clock = Clock()
         faults = Faults(
             loss=self.rng.choice((0.0, 0.1, 0.4)),
@@ -75,6 +86,32 @@ class World:
         self.certificates: dict[tuple[int, int], set[bytes]] = {}
         self.twins: dict[str, list[tuple[Simplex, Callable[[list[Effect]], None]]]] = {}
         self.usurpers: dict[str, set[int]] = {}  # liar: iterations it has proposed in
+        self.undecided = set(self.honest)
+        self._sound: set[Certificate] = set()  # certificates that were looked at
+
+    # What is voted on.
+
+    def value_of(self, name: str) -> bytes | None:
+        """What an honest validator proposes."""
+        return b"value of " + name.encode()
+
+    def accepts(self, name: str, value: bytes) -> bool:
+        """Whether a value is valid, as an honest validator sees it now."""
+        del name
+        return value.startswith(b"value of ")
+
+    def twin_value(self, liar: str, number: int) -> bytes | None:
+        """What one of two processes with one key proposes."""
+        return f"value of twin {number} of {liar}".encode()
+
+    def usurped_value(self, liar: str) -> bytes:
+        """What a liar that leads proposes against the rules, or what is no value at all."""
+        del liar
+        return self.rng.choice((b"value of the usurper", b"garbage"))
+
+    def judge_value(self, value: bytes) -> list[str]:
+        """What is wrong with a value that was decided."""
+        return [] if value.startswith(b"value of ") else [f"an invalid value was decided: {value!r}"]
 
     # Running.
 
@@ -92,16 +129,16 @@ class World:
                 self.usurpers[liar] = set()
         self._schedule_faults()
         self.clock.call_at(self.good_from, self._heal)
-        self.clock.run_until(until, lambda: all(isinstance(self.outcomes.get(n), Decided) for n in self.honest))
+        self.clock.run_until(until, lambda: not self.undecided)
         self._judge()
 
     def _boot(self, name: str) -> None:
-        core = self._core(name, self.round, b"value of " + name.encode(), self.disks[name])
+        core = self._core(name, self.round, self.value_of(name), self.disks[name])
         self.cores[name] = core
         self.network.attach(name, lambda source, message: self._receive(name, source, message))
         self._perform(name, core, core.start())
 
-    def _core(self, name: str, the_round: Round, value: bytes, signed: Iterable[Persist]) -> Simplex:
+    def _core(self, name: str, the_round: Round, value: bytes | None, signed: Iterable[Persist]) -> Simplex:
         secret = self.keys.secrets[name]
         return self.make(
             the_round,
@@ -109,7 +146,7 @@ class World:
             value,
             sign=lambda message: sign_with(secret, message),
             verify=self.keys.verify,
-            validate=lambda candidate: candidate.startswith(b"value of "),
+            validate=lambda candidate: self.accepts(name, candidate),
             timing=TIMING,
             signed=list(signed),
         )
@@ -131,7 +168,8 @@ class World:
             if self.clock.now < self.good_from and self.rng.random() < 0.002:
                 self._crash(name)
                 return
-            self.trace.update(repr((round(self.clock.now, 9), name, effect)).encode())
+            kind = type(effect).__name__
+            self.trace.update(msgspec.msgpack.encode((round(self.clock.now, 9), name, kind, effect)))
             match effect:
                 case Persist():
                     self.disks[name].append(effect)
@@ -169,7 +207,7 @@ class World:
 
     def _boot_twins(self, liar: str) -> None:
         for number in (1, 2):
-            twin = self._core(liar, self.round, f"value of twin {number} of {liar}".encode(), [])
+            twin = self._core(liar, self.round, self.twin_value(liar, number), [])
 
             def perform(effects: list[Effect], number: int = number) -> None:
                 for effect in effects:
@@ -208,7 +246,7 @@ class World:
         if self.round.leader(iteration) != liar or iteration in self.usurpers[liar]:
             return
         self.usurpers[liar].add(iteration)
-        value = self.rng.choice((b"value of the usurper", b"garbage"))
+        value = self.usurped_value(liar)
         ballot = self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode()
         proposal = Proposal(iteration, value, 0, sign_with(self.keys.secrets[liar], ballot))
         votes = []
@@ -257,6 +295,9 @@ class World:
             else []
         )
         for certificate in certificates:
+            if certificate in self._sound:
+                continue
+            self._sound.add(certificate)
             error = certificate_error(certificate, self.round, self.keys.verify)
             if error is not None:
                 self.violations.append(f"{name} is honest and sent a certificate that does not hold: {error}")
@@ -270,6 +311,8 @@ class World:
             self.violations.append(f"{name} decided twice, differently")
         if not isinstance(before, Decided):
             self.outcomes[name] = outcome
+        if isinstance(outcome, Decided):
+            self.undecided.discard(name)
 
     def _judge(self) -> None:
         decided = {outcome.value for outcome in self.outcomes.values() if isinstance(outcome, Decided)}
@@ -279,16 +322,15 @@ class World:
         if len(finalized) > 1:
             self.violations.append("two certificates for one round")
         for value in decided:
-            if not value.startswith(b"value of "):
-                self.violations.append(f"an invalid value was decided: {value!r}")
+            self.violations += self.judge_value(value)
         missing = [name for name in self.honest if not isinstance(self.outcomes.get(name), Decided)]
         if missing:
             iterations = {name: core.iteration for name, core in self.cores.items()}
             self.violations.append(f"undecided on a good network: {missing}, iterations {iterations}")
 
 
-def run(seed: int, make: Callable[..., Simplex] = Simplex) -> World:
+def run(seed: int, make: Callable[..., Simplex] = Simplex, good_from: float = 0.0) -> World:
     """One seed, judged: `violations` is empty if all held."""
-    world = World(seed, make)
+    world = World(seed, make, good_from)
     world.run()
     return world
