@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docker-test lint bench soak clean
+.PHONY: demo test docker-test seeds lint bench soak clean
 
 demo: $(READY)  ## five nodes evaluate a program together; one is killed in mid-run
 	$(BIN)/python -m examples.demo
