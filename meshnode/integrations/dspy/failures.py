@@ -1,19 +1,22 @@
 """What a program raised, on its way to the caller: raised there with its type, or known to be the node's own trouble.
 
-An exception travels as its type's name and plain arguments. It is rebuilt if its type is a builtin or DSPy's own; any
-other becomes a RemoteError with the type's name as its code. Nothing is imported for it.
+An exception travels as its type's name and plain arguments. It is rebuilt if its type is a builtin, DSPy's own, or one
+that the program's own modules, as the caller has imported them, define or import by that name. Any other becomes a
+RemoteError with the type's name as its code. Nothing is imported for it.
 """
 
 from __future__ import annotations
 
 import builtins
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from dspy.utils import exceptions
 
 from meshnode.errors import InvalidInput, RemoteError
 from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
-from meshnode.integrations.dspy.structure import named_predictors
+from meshnode.integrations.dspy.structure import named_predictors, submodules
 
 #: The model's answer to this very request; any other LMError may be the node's: its endpoint, its key, its network.
 _ANSWERS = (
@@ -33,6 +36,7 @@ def is_trouble(error: Exception) -> bool:
 def describe(error: Exception, module: Any, classes: Classes) -> dict[str, Any]:
     """An exception as it travels."""
     told: dict[str, Any] = {"type": type(error).__name__, "message": str(error)[:_CHARACTERS]}
+    told["own"] = type(error).__module__ != "builtins" and not isinstance(error, exceptions.DSPyError)
     if isinstance(error, exceptions.AdapterParseError):
         parsed = error.parsed_result
         told |= {
@@ -50,14 +54,19 @@ def describe(error: Exception, module: Any, classes: Classes) -> dict[str, Any]:
     return told
 
 
-def rebuild(told: Any, module: Any, classes: Classes) -> Exception:
-    """The exception to raise at the caller."""
+def rebuild(told: Any, module: Any, classes: Classes, near: Iterable[str] = ()) -> Exception:
+    """The exception to raise at the caller. near: modules to look for its type, beside the program's."""
     if type(told) is not dict or type(told.get("type")) is not str or type(told.get("message")) is not str:
         raise InvalidInput("an exception is described by its type and its message")
     name, message = told["type"], told["message"]
     try:
         if name == "AdapterParseError":
             return _parse_error(told, module, classes)
+        if told.get("own"):
+            own = _own_type(name, {*near, *(type(part).__module__ for part in submodules(module))})
+            if own is not None and "args" in told:
+                return own(*told["args"])
+            return RemoteError(f"{name}: {message}" if message else name, code=name)
         kind = getattr(exceptions, name, None)
         if isinstance(kind, type) and issubclass(kind, exceptions.DSPyError):
             details = {part: told[part] for part in _DETAILS if told.get(part) is not None}
@@ -66,9 +75,18 @@ def rebuild(told: Any, module: Any, classes: Classes) -> Exception:
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):
             return kind(*told.get("args", [message]))
-    except TypeError:  # arguments that its constructor doesn't take
+    except Exception:  # noqa: S110 - arguments that its constructor does not take
         pass
     return RemoteError(f"{name}: {message}" if message else name, code=name)
+
+
+def _own_type(name: str, modules: Iterable[str]) -> type[Exception] | None:
+    """An exception type that one of these modules has under its name; only those that are imported are looked at."""
+    for module in sorted(modules):
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__name__ == name:
+            return kind
+    return None
 
 
 def predictor_of(signature: Any, module: Any) -> str | None:

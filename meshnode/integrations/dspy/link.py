@@ -15,7 +15,7 @@ import asyncio
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import dspy
 import structlog
 from dspy.clients.base_lm import record_history
+from dspy.utils.callback import BaseCallback
 
 from meshnode.app import App
 from meshnode.errors import AppError, InvalidInput, MeshError, RemoteError
@@ -60,7 +61,7 @@ class Link:
         self._submit = submit
         self._timeout_s = timeout_s
         self._forwards: dict[str, Forwards] = {}
-        self._built: dict[str, _Built] = {}
+        self._built: dict[str, Built] = {}
         self._models: list[Any] | None = None
         self._lock = threading.Lock()
         self._said: set[str] = set()
@@ -77,7 +78,7 @@ class Link:
         made = builder()
         if not isinstance(made, dspy.Module):
             raise AppError(f"program {name!r} is a {type(made).__name__}, not a dspy.Module; use mesh.evaluate for it")
-        self._built[name] = _Built(digest(made), plain_attributes(made))
+        self._built[name] = Built(digest(made), plain_attributes(made))
         return made
 
     def fits(self, name: str, module: Any) -> bool:
@@ -98,16 +99,15 @@ class Link:
         return self._finish(module, reply, done, key)
 
     async def acall(self, name: str, module: Any, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As `call`, for a program that is awaited; what runs here is not kept in a session."""
+        """As `call`, for a program that is awaited."""
         prepared = self._prepare(name, module, args, kwargs, is_async=True)
         key, reply = self._kept(prepared)
         if reply is None and prepared is not None:
             reply = await asyncio.wrap_future(self._submit(self._ask(name, *prepared)))
         done = None if reply is None else self._read(name, module, reply)
         if done is None:
-            self.counts["here"] += 1
-            with self._model_here():
-                return await base.aforward(module, *args, **kwargs)  # type: ignore[attr-defined]  # made only where it is
+            run = base.aforward(module, *args, **kwargs)  # type: ignore[attr-defined]  # made only where it is
+            reply, done = await self._here_async(module, run, key)
         return self._finish(module, reply, done, key)
 
     # Asking.
@@ -124,6 +124,8 @@ class Link:
                 raise NotCarried("a retriever (dspy.settings.rm)")
             if not self.fits(name, module):
                 raise NotCarried("a change of the program's fields or attributes since it was built")
+            if wish := wish_to_see_inside(module):
+                raise NotCarried(f"what {wish} wants to be told of")
             check_privileged(module, kwargs)
             classes = classes_of(module)
             call = {
@@ -194,10 +196,23 @@ class Link:
                 recording.prediction = run()
             except Exception as error:
                 recording.error = error
-        reply = recording.reply()
-        # The trace and the usage went to the recording; they are brought to DSPy as those of a node are.
-        done = _Done(recording.trace, recording.usage, [], recording.prediction, recording.error)
-        return (reply if "trace" in reply else None), done
+        return _recorded(recording)
+
+    async def _here_async(
+        self, module: Any, run: Awaitable[Any], key: bytes | None
+    ) -> tuple[dict[str, Any] | None, _Done]:
+        """As `_here`, for one that is awaited."""
+        self.counts["here"] += 1
+        if key is None:
+            with self._model_here():
+                return None, _Done([], [], [], await run, None)
+        recording = Recording(module, classes_of(module))
+        with self._model_here(), recording.context({}):
+            try:
+                recording.prediction = await run
+            except Exception as error:
+                recording.error = error
+        return _recorded(recording)
 
     def _model_here(self) -> Any:
         """The app's own model for a caller that has configured none, as on a node."""
@@ -218,10 +233,14 @@ class Link:
     def _read(self, name: str, module: Any, reply: Mapping[str, Any]) -> _Done | None:
         """A reply as DSPy's objects; None if it can't be read: a broken node's garbage is not the program's failure."""
         try:
-            return read(module, reply)
+            return read(module, reply, self._near(name))
         except (MeshError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             self._say(f"{name} runs here: a reply can't be read ({type(error).__name__}: {error})")
             return None
+
+    def _near(self, name: str) -> Iterable[str]:
+        builder = None if self._app is None else self._app.programs.get(name)
+        return () if builder is None else (builder.__module__,)
 
     def _finish(self, module: Any, reply: Mapping[str, Any] | None, done: _Done, key: bytes | None) -> Any:
         if key is not None and self.journal is not None and reply is not None and done.error is None:
@@ -244,7 +263,9 @@ class Link:
         return dict(figures)
 
 
-class _Built:
+class Built:
+    """What a program was as its builder made it: its shape, and the numbers and texts that do not travel."""
+
     __slots__ = ("attributes", "digest")
 
     def __init__(self, shape: str, attributes: dict[str, Any]) -> None:
@@ -281,7 +302,27 @@ class _Done:
                     record_history(lm or dspy.settings.lm or _NOBODY, {**entry, "response": None})
 
 
-def read(module: Any, reply: Mapping[str, Any]) -> _Done:
+def _recorded(recording: Recording) -> tuple[dict[str, Any] | None, _Done]:
+    reply = recording.reply()
+    # The trace and the usage went to the recording; they are brought to DSPy as those of a node are.
+    done = _Done(recording.trace, recording.usage, [], recording.prediction, recording.error)
+    return (reply if "trace" in reply else None), done
+
+
+def wish_to_see_inside(module: Any) -> str | None:
+    """A callback's handler that is told of what happens within a program, beside its beginning and its end."""
+    callbacks = [*(dspy.settings.callbacks or []), *getattr(dspy.settings.lm, "callbacks", [])]
+    for part in submodules(module):
+        callbacks += part.callbacks
+    for callback in callbacks:
+        for name, does_nothing in vars(BaseCallback).items():
+            is_inner = name.startswith("on_") and not name.startswith(("on_evaluate", "on_compile"))
+            if is_inner and getattr(type(callback), name, does_nothing) is not does_nothing:
+                return f"{type(callback).__name__}.{name}"
+    return None
+
+
+def read(module: Any, reply: Mapping[str, Any], near: Iterable[str] = ()) -> _Done:
     """A reply as DSPy's objects, with the module's own predictors. Raises whatever a broken reply leads to."""
     classes = classes_of(module)
     predictors = named_predictors(module)
@@ -294,7 +335,7 @@ def read(module: Any, reply: Mapping[str, Any]) -> _Done:
     parts = submodules(module)
     history = [(dict(entry), [parts[place] for place in places[1:]]) for entry, places in reply["history"]]
     usage = [(str(model), dict(entry)) for model, entry in reply["usage"]]
-    error = None if reply["error"] is None else failures.rebuild(reply["error"], module, classes)
+    error = None if reply["error"] is None else failures.rebuild(reply["error"], module, classes, near)
     if reply["place"] is not None:
         return _Done(trace, usage, history, trace[reply["place"]][2], error)
     return _Done(trace, usage, history, decode(reply["prediction"], classes, signature_of), error)

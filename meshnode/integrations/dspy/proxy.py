@@ -37,7 +37,7 @@ def remote(link: Link, name: str, program: Any = None) -> Any:
     if "forward" in module.__dict__:
         log.warning(f"{name} runs here: its forward belongs to this one instance")
         return module
-    module.__class__ = _remote_class(link, name, type(module))
+    module.__class__ = proxied(link, name, type(module))
     return module
 
 
@@ -60,7 +60,9 @@ def program_of(program: Any) -> str | None:
     return getattr(type(program), _NAME, None)
 
 
-def _remote_class(link: Link, name: str, base: type) -> type:
+def proxied(link: Link, name: str, base: type) -> type:
+    """The subclass of a program's class whose forward is the link's."""
+
     @functools.wraps(base.forward)  # type: ignore[attr-defined]  # every program has one
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return link.call(name, self, base, args, kwargs)

@@ -74,6 +74,8 @@ class Raising(dspy.Module):
         self.step(question=question)
         if question == "own":
             raise Strange("mine")
+        if question == "hidden":
+            raise type("Hidden", (Exception,), {})("mine")
         if question == "unreachable":
             raise dspy.utils.exceptions.LMTransportError("no route", model="openai/tiny")
         if question == "crash" and PROBE:

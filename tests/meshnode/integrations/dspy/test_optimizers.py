@@ -73,19 +73,37 @@ def test_evaluate_gives_up_after_too_many_errors(mesh: meshnode.BlockingMesh) ->
         evaluate(mesh.remote("qa"), devset=[])
 
 
-def test_callbacks_see_the_program_and_the_evaluation(mesh: meshnode.BlockingMesh) -> None:
+def test_callbacks_on_evaluations_see_them_and_their_programs_stay_on_the_mesh(
+    mesh: meshnode.BlockingMesh, ran_on_the_mesh: Count
+) -> None:
     seen: list[str] = []
 
     class Callback(dspy.utils.callback.BaseCallback):
         def on_evaluate_start(self, call_id: str, instance: Any, inputs: Any) -> None:
             seen.append(f"evaluate {isinstance(instance, dspy.Evaluate)}")
 
+    with dspy.context(callbacks=[Callback()]):
+        mesh.Evaluate(devset=examples("dev")[:1], metric=exact)(mesh.remote("qa"))
+    assert seen == ["evaluate True"]
+    assert ran_on_the_mesh() == 1
+
+
+def test_callbacks_on_what_happens_within_a_program_see_what_they_see_locally(mesh: meshnode.BlockingMesh) -> None:
+    seen: list[str] = []
+
+    class Callback(dspy.utils.callback.BaseCallback):
         def on_module_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
             seen.append(f"module {type(outputs).__name__} {exception}")
 
+        def on_lm_start(self, call_id: str, instance: Any, inputs: Any) -> None:
+            seen.append(f"lm {instance.model}")
+
+    remote = mesh.remote("qa")
     with dspy.context(callbacks=[Callback()]):
-        mesh.Evaluate(devset=examples("dev")[:1], metric=exact)(mesh.remote("qa"))
-    assert seen == ["evaluate True", "module Prediction None"]
+        remote(question="parse braces")
+        told, seen = seen, []
+        mesh.local(remote)(question="parse braces")
+    assert told == seen == ["lm openai/tiny", "module Prediction None", "module Prediction None"]
 
 
 def test_parallel_and_batch(mesh: meshnode.BlockingMesh, ran_on_the_mesh: Count) -> None:

@@ -15,7 +15,7 @@ import pytest
 import meshnode
 from meshnode.errors import AppError, InvalidInput, RemoteError
 from meshnode.evaluation.messages import TaskReply
-from meshnode.integrations.dspy import codec, is_remote
+from meshnode.integrations.dspy import codec, failures, is_remote
 from meshnode.integrations.dspy.forwards import Forwards
 from meshnode.integrations.dspy.worker import REPLY
 from meshnode.values import pack
@@ -218,10 +218,25 @@ def test_a_parse_error_carries_the_callers_signature(mesh: meshnode.BlockingMesh
     assert got.value.parsed_result == {"answer": "half"}
 
 
-def test_an_exception_of_the_apps_own_type_is_told_by_name(mesh: meshnode.BlockingMesh) -> None:
-    with pytest.raises(RemoteError, match="Strange: mine") as got:
+def test_an_exception_of_the_apps_own_type_is_raised_with_it(
+    mesh: meshnode.BlockingMesh, ran_on_the_mesh: Count
+) -> None:
+    with pytest.raises(programs.Strange, match=r"^mine$"):
         mesh.remote("raising")(question="own")
-    assert got.value.code == "Strange"
+    assert ran_on_the_mesh() == 1
+
+
+def test_an_exception_whose_type_the_caller_has_not_is_told_by_name(mesh: meshnode.BlockingMesh) -> None:
+    with pytest.raises(RemoteError, match="Hidden: mine") as got:
+        mesh.remote("raising")(question="hidden")
+    assert got.value.code == "Hidden"
+
+
+@pytest.mark.parametrize("name", ["SystemExit", "Fact", "Popen", "app", "os", "__doc__", "CalledProcessError"])
+def test_only_exceptions_of_the_programs_modules_are_rebuilt(name: str) -> None:
+    module = programs.raising()
+    told = {"type": name, "message": "m", "own": True, "args": ["m"]}
+    assert type(failures.rebuild(told, module, {}, ["subprocess_not_imported"])) is RemoteError
 
 
 def test_unknown_programs_and_other_shapes_are_refused(mesh: meshnode.BlockingMesh) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -154,14 +155,17 @@ def test_a_session_replays_trace_and_usage(mesh: meshnode.BlockingMesh, tmp_path
     assert len(seen[0][2]) == 2
 
 
-def test_a_session_keeps_what_ran_here_without_peers(model: Model, tmp_path: Any) -> None:
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_session_keeps_what_ran_here_without_peers(model: Model, tmp_path: Any, awaited: bool) -> None:
     store = f"sqlite:///{tmp_path / 'runs.db'}"
     alone = meshnode.BlockingMesh(meshnode.Config(port=0, role="client", http=False), app)
     with alone, dspy.context(lm=a_model(model), trace=[]):
         for resumed in (0, 1):
             before = model.total
             with alone.session(run="alone", runs=store) as session:
-                assert alone.remote("qa")(question="alone").answer == "unknown"
+                program = alone.remote("awaited" if awaited else "qa")
+                found = asyncio.run(program.acall(question="alone")) if awaited else program(question="alone")
+                assert found.answer == "unknown"
             assert session.resumed == resumed
             assert model.total - before == 1 - resumed
         assert len(dspy.settings.trace) == 2
