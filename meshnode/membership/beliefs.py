@@ -70,6 +70,7 @@ class Beliefs:
         self.addressed = False
         self.leaving = False
         self.changes = 0  # of what is believed of anybody
+        self.refuted = 0  # rumours that this node is suspect or dead
         self.refused = 0  # claims dropped: malformed, too large, or not genuine
         claim = authority.sign(Alive(me))
         self.me = Known(claim.record, encode(claim), "alive", claim.record.incarnation, b"", 0)
@@ -340,6 +341,7 @@ class Beliefs:
             self._out.append(Expelled())
             return
         self._health.worse()
+        self.refuted += 1
         self.declare(self.me.record, above=claim.incarnation)
 
     def _on_own(self, other: Record) -> None:

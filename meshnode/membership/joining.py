@@ -14,6 +14,8 @@ with back-off until the time is up; the error then names every seed and why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meshnode.config import split_address
+from meshnode.addresses import split_address
 from meshnode.errors import ConfigError, JoinError, MeshError
 from meshnode.membership.datagrams import Carrier, SocketAddress, address_of
 from meshnode.membership.messages import (
@@ -166,7 +168,7 @@ class Joining:
         try:
             for answer in asyncio.as_completed(asked):
                 try:
-                    return await answer
+                    return _reachable(await answer, addresses)
                 except Itself:
                     raise
                 except Refused as error:
@@ -227,6 +229,22 @@ def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:
     if mesh_id is not None and answer.mesh_id != mesh_id:
         raise Refused(other_mesh(answer.mesh_id, mesh_id), final=True)
     return said.record
+
+
+def _reachable(answer: JoinAnswer, asked: Sequence[SocketAddress]) -> JoinAnswer:
+    """The answer, if the member tells others an address they can use. Raises Refused."""
+    with contextlib.suppress(msgspec.MsgspecError, ConfigError, ValueError):
+        said = decode_update(answer.alive)
+        host = split_address(said.record.address)[0] if isinstance(said, Alive) else ""
+        if ipaddress.ip_address(host).is_loopback and not any(_is_loopback(address) for address in asked):
+            told = f"it tells others to reach it at {host}, which leads to themselves; start it with --advertise HOST"
+            raise Refused(told, final=True)
+    return answer
+
+
+def _is_loopback(address: SocketAddress) -> bool:
+    place = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    return (getattr(place, "ipv4_mapped", None) or place).is_loopback
 
 
 def other_mesh(theirs: str | None, ours: str) -> str:

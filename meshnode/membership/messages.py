@@ -15,7 +15,7 @@ Datagrams (array-like MessagePack, the first item is the tag):
     PingRequest -> Ack or Nack        "probe it for me"; the nack says that the asked one lives (Lifeguard §IV-A)
     Gossip                            nothing but claims
     Stranger                          answer to a ping meant for somebody else: the process you know is gone
-    Twin                              "I run with the identity you run with, and I was first"
+    Twin                              "somebody else runs with your identity"; who started later stops
     JoinRequest -> JoinAnswer | JoinRefusal     small and stateless; the full state comes by PushPull
 
 Every datagram that a probe sends anyway carries claims in `updates`, as many as fit (SWIM §4.1).
@@ -46,7 +46,7 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 class Record(msgspec.Struct, array_like=True, frozen=True):
     """How to reach a member and what it can do, as it says itself.
 
-    started: when its process began, Unix milliseconds; tells two lives of one identity apart. incarnation: begins at
+    started: when its process began, Unix microseconds; tells two lives of one identity apart. incarnation: begins at
     `started`, so that a later life outranks what was said of an earlier one; only the member raises it.
     """
 
@@ -129,7 +129,7 @@ class Revoked(msgspec.Struct, array_like=True, frozen=True, tag=7):
     signature: bytes = b""
 
 
-REVOKED = 1 << 62  # above every incarnation, which are milliseconds
+REVOKED = 1 << 62  # above every incarnation, which are microseconds
 
 News: TypeAlias = Suspect | Dead | Left | Revoked
 Claim: TypeAlias = Alive | News
@@ -192,7 +192,7 @@ class Stranger(msgspec.Struct, array_like=True, frozen=True, tag=16):
 
 
 class Twin(msgspec.Struct, array_like=True, frozen=True, tag=17):
-    """You run with my identity, and I started first: stop."""
+    """This process runs with your identity, too: find out which of you started first."""
 
     name: Name
     address: Address

@@ -146,6 +146,7 @@ class Swim:
             "queued": len(self._beliefs.broadcasts),
             "received": self.received,
             "claims_refused": self._beliefs.refused,
+            "refuted": self._beliefs.refuted,
         }
 
     @property
@@ -186,7 +187,7 @@ class Swim:
                 self._learn(message.updates)
                 prober.on_stranger(message.sequence, source)
             case Twin():
-                if message.started < self.me.started:
+                if message.address != self.me.address:
                     prober.identify(Holder(message.name, message.address, message.started), joining=False)
             case Answer():
                 self._out.append(Answered(message.number, message.source, message.payload))
@@ -337,6 +338,12 @@ class Swim:
             # Perhaps a forged source: the answer must not be a much larger one (RFC 9000 §8.1 allows three times).
             room = 3 * (_PING_BYTES + sum(map(len, ping.updates)))
             updates = [update for update in first if (room := room - len(update)) >= 0]
+            if sender is not None and sender is not me and ping.load[0] < sender.record.started:
+                # An older process than the one known by this identity, so nobody gossips to it: it shall hear of the
+                # other. (Versions of a load begin when the process does.)
+                twin = Twin(sender.record.name, sender.record.address, sender.record.started)
+                if len(encode(twin)) <= room:
+                    self._out.append(Send(source, twin))
         ack = Ack(ping.sequence, me.record.node_id, me.record.started, me.load, updates)
         self._out.append(Send(source, ack, ping.source))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.membership.broadcasts import Broadcasts, Queue
-from meshnode.membership.effects import Changed, Effect, Send, SendReliable
+from meshnode.membership.effects import Changed, Duplicated, Effect, Send, SendReliable
 from meshnode.membership.messages import (
     DATAGRAM_BYTES,
     SEAL_BYTES,
@@ -21,7 +21,9 @@ from meshnode.membership.messages import (
     Dead,
     Exchange,
     Gossip,
+    Holder,
     Left,
+    Message,
     Nack,
     Ping,
     PingRequest,
@@ -29,6 +31,7 @@ from meshnode.membership.messages import (
     Shout,
     Stranger,
     Suspect,
+    Twin,
     encode,
 )
 from meshnode.membership.settings import LAN, PROFILES, Settings
@@ -173,6 +176,28 @@ def test_a_stranger_at_a_members_address_accuses_that_member_at_once() -> None:
     (ping,) = sent(swim.doubt(A.node_id), Ping)
     assert isinstance(ping.message, Ping)
     assert changes(swim.step(Stranger(ping.message.sequence, "new"), A.address)) == [("a", "alive", "suspect")]
+
+
+def test_an_older_process_that_nobody_knows_by_its_address_is_told_of_the_younger_with_its_identity() -> None:
+    swim = knowing(make_record("a", started=2000))
+    effects = swim.step(Ping(7, ME.node_id, A.node_id, (1500, 0, 0)), "older:1")
+    (told,) = sent(effects, Twin)
+    assert told.address == "older:1"
+    assert told.message == Twin("a", A.address, 2000)
+    assert not sent(swim.step(Ping(8, ME.node_id, A.node_id, (2000, 0, 0)), "nat:1"), Twin)
+
+
+def test_who_hears_of_a_younger_process_with_its_identity_finds_it_and_tells_it_to_stop() -> None:
+    older, younger = knowing(A), Swim(make_record("me", started=5000, address="you:1"), LAN, random.Random(2))
+    messages: list[tuple[str, Message]] = [("me:7700", Twin("me", "you:1", 5000))]
+    stopped: list[Effect] = []
+    for address, message in messages:
+        target, source = (older, "you:1") if address == "me:7700" else (younger, "me:7700")
+        effects = target.step(message, source)
+        messages += [(effect.address, effect.message) for effect in effects if isinstance(effect, Send)]
+        stopped += [effect for effect in effects if isinstance(effect, Duplicated) and target is younger]
+        assert len(messages) < 20
+    assert stopped == [Duplicated(Holder("me", "me:7700", ME.started))]
 
 
 def test_a_suspect_is_told_of_its_suspicion_with_the_ping_that_checks_it() -> None:
