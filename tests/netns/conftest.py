@@ -1,9 +1,9 @@
-"""Three hosts with addresses of their own, in network namespaces on one machine: real links that can be cut.
+"""Hosts with addresses of their own, in network namespaces on one machine: real links that can be cut.
 
     mn…-switch (a bridge)
       |-- mn…-a   10.77.0.1
       |-- mn…-b   10.77.0.2
-      `-- mn…-c   10.77.0.3
+      `-- mn…-c   10.77.0.3      (and mn…-d, where four are needed)
 
 Nothing outside these namespaces is touched, and all goes with them. A direction is cut by a wrong, permanent neighbour
 entry: what is sent leaves and reaches nobody, silently, as with a broken cable; so iproute2 is all this takes.
@@ -19,18 +19,21 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.e2e.conftest import ROOT, wait_until
 
 NAMES = ("a", "b", "c")
-ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(NAMES, 1)}
+MORE = (*NAMES, "d")  # for who needs four
+_ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(MORE, 1)}
+ADDRESS = {name: _ADDRESS[name] for name in NAMES}
 PORT, HTTP_PORT = 7700, 7705
 _NOBODY = "02:00:00:00:00:fe"
 _CLONE_NEWNET = 0x40000000
@@ -53,6 +56,7 @@ class Lab:
     """The hosts, their links, and the nodes on them. `environment` is what nodes start with."""
 
     folder: Path
+    names: tuple[str, ...] = NAMES
     prefix: str = field(default_factory=lambda: f"mn{secrets.token_hex(3)}")
     cuts: set[tuple[str, str]] = field(default_factory=set)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -68,17 +72,23 @@ class Lab:
         ip("netns", "add", switch)
         ip("link", "add", "bridge", "type", "bridge", inside=switch)
         ip("link", "set", "bridge", "up", inside=switch)
-        for name in NAMES:
+        for name in self.names:
             host = self.namespace(name)
             ip("netns", "add", host)
             ip("link", "add", "eth0", "type", "veth", "peer", "name", f"to-{name}", "netns", switch, inside=host)
             ip("link", "set", f"to-{name}", "master", "bridge", "up", inside=switch)
-            ip("address", "add", f"{ADDRESS[name]}/24", "dev", "eth0", inside=host)
+            ip("address", "add", f"{_ADDRESS[name]}/24", "dev", "eth0", inside=host)
             ip("link", "set", "eth0", "up", inside=host)
             ip("link", "set", "lo", "up", inside=host)
 
-    def close(self) -> None:
-        """End the nodes and take the namespaces down, as far as they came up."""
+    def missing(self, what: str) -> NoReturn:
+        """Skip for want of something; in CI, where it must be, fail."""
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{what}, which CI must have")
+        pytest.skip(what)
+
+    def stop(self) -> None:
+        """End the nodes."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()
@@ -88,8 +98,13 @@ class Lab:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+        self.processes.clear()
+
+    def close(self) -> None:
+        """End the nodes and take the namespaces down, as far as they came up."""
+        self.stop()
         if shutil.which("ip") is not None:
-            for name in (*NAMES, "switch"):
+            for name in (*self.names, "switch", "router", "hidden"):
                 subprocess.run(["ip", "netns", "del", self.namespace(name)], capture_output=True, timeout=30)
 
     def namespace(self, name: str) -> str:
@@ -100,7 +115,7 @@ class Lab:
     def cut(self, sender: str, receiver: str) -> None:
         """What `sender` sends to `receiver` is lost from now on; the other direction stays."""
         ip(
-            "neighbour", "replace", ADDRESS[receiver], "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent",
+            "neighbour", "replace", _ADDRESS[receiver], "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent",
             inside=self.namespace(sender),
         )  # fmt: skip
         self.cuts.add((sender, receiver))
@@ -113,10 +128,25 @@ class Lab:
     def heal(self) -> None:
         """All links are whole again."""
         for sender, receiver in self.cuts:
-            ip("neighbour", "del", ADDRESS[receiver], "dev", "eth0", inside=self.namespace(sender))
+            ip("neighbour", "del", _ADDRESS[receiver], "dev", "eth0", inside=self.namespace(sender))
         self.cuts.clear()
 
     # Nodes.
+
+    def open(self, host: str, *arguments: str, output: Path, errors: Path) -> subprocess.Popen[bytes]:
+        """The command line on a host, at work; whoever starts it waits for it."""
+        with output.open("wb") as out, errors.open("wb") as err:
+            return subprocess.Popen(
+                self._command(host, *arguments), stdout=out, stderr=err, env=self._environment(host), cwd=ROOT
+            )
+
+    def python(self, host: str, *arguments: str, output: Path, errors: Path) -> subprocess.Popen[bytes]:
+        """Python on a host, at work, with a pipe as its standard input; whoever starts it waits for it."""
+        command = ["ip", "netns", "exec", self.namespace(host), sys.executable, *arguments]
+        with output.open("wb") as out, errors.open("wb") as err:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=self._environment(host), cwd=ROOT
+            )
 
     def meshnode(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on a host."""
@@ -125,16 +155,39 @@ class Lab:
             capture_output=True, text=True, env=self._environment(host), cwd=ROOT, timeout=120,
         )  # fmt: skip
 
-    def start(self, host: str, *seeds: str) -> None:
-        """Start a node on a host; `seeds` are hosts. `wait_started` waits."""
+    def start(
+        self,
+        host: str,
+        *hosts: str,
+        seeds: Sequence[str] = (),
+        bind: str = "0.0.0.0",
+        advertise: str | None = "",
+    ) -> None:
+        """Start a node on a host, with the nodes on `hosts` and at `seeds` to join by. `wait_started` waits.
+
+        `advertise`: its address if left out; None: it is not told one.
+        """
         ready = self.folder / f"{host}.ready"
         ready.unlink(missing_ok=True)
-        arguments = ["start", "--name", host, "--bind", "0.0.0.0", "--advertise", ADDRESS[host], "--port", str(PORT)]
-        arguments += ["--ready-file", str(ready), *(f"--seed={ADDRESS[seed]}:{PORT}" for seed in seeds)]
+        arguments = ["start", "--name", host, "--bind", bind, "--port", str(PORT), "--ready-file", str(ready)]
+        if advertise is not None:
+            arguments += ["--advertise", advertise or _ADDRESS[host]]
+        arguments += [f"--seed={seed}" for seed in (*(f"{ADDRESS[one]}:{PORT}" for one in hosts), *seeds)]
         with (self.folder / f"{host}.log").open("ab") as log:
             self.processes[host] = subprocess.Popen(
                 self._command(host, *arguments), stdout=log, stderr=log, env=self._environment(host), cwd=ROOT
             )
+
+    def start_all(self) -> None:
+        """Start a node on each host and wait until they have met."""
+        first, *others = self.names
+        self.start(first)
+        self.wait_started(first)
+        for host in others:
+            self.start(host, first)
+        for host in others:
+            self.wait_started(host)
+        wait_until(self.converged, "the hosts to meet")
 
     def wait_started(self, host: str) -> None:
         def served() -> bool:
@@ -146,25 +199,28 @@ class Lab:
 
     def members(self, host: str) -> dict[str, dict[str, Any]]:
         """Members by name, as the node on a host sees them."""
-        with ThreadPoolExecutor(1) as thread:  # a namespace is a property of a thread: this one ends with it
-            told: list[dict[str, Any]] = thread.submit(self._ask, host).result()
-        return {member["name"]: member for member in told}
+        return {member["name"]: member for member in self.ask(host, "/members")}
 
     def states(self, host: str) -> dict[str, str]:
         return {name: member["state"] for name, member in self.members(host).items()}
 
     def converged(self) -> bool:
-        everybody = dict.fromkeys(NAMES, "alive")
-        return all(self.states(host) == everybody for host in NAMES)
+        everybody = dict.fromkeys(self.names, "alive")
+        return all(self.states(host) == everybody for host in self.names)
 
-    def _ask(self, host: str) -> Any:
+    def ask(self, host: str, path: str) -> Any:
+        """What the node on a host answers over HTTP."""
+        with ThreadPoolExecutor(1) as thread:  # a namespace is a property of a thread: this one ends with it
+            return thread.submit(self._ask, host, path).result()
+
+    def _ask(self, host: str, path: str) -> Any:
         libc = ctypes.CDLL(None, use_errno=True)
         with Path("/run/netns", self.namespace(host)).open() as namespace:
             if libc.setns(namespace.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"setns {host}")
         connection = http.client.HTTPConnection("127.0.0.1", HTTP_PORT, timeout=30)
         try:
-            connection.request("GET", "/members")
+            connection.request("GET", path)
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -182,30 +238,29 @@ class Lab:
         }
 
 
-def open_lab(folder: Path, profile: str) -> Iterator[Lab]:
-    """A lab with a keyed node on each host, all alive; skips, or in CI fails, where there can be none."""
-    lab = Lab(folder)
+@contextmanager
+def in_lab(folder: Path, profile: str, names: tuple[str, ...] = NAMES) -> Iterator[Lab]:
+    """A lab with a key, without nodes yet; skips, or in CI fails, where there can be none."""
+    lab = Lab(folder, names)
     try:
         try:
             lab.build()
         except NoNamespaces as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"no network namespaces, which CI must have: {error}")
-            pytest.skip(str(error))
+            lab.missing(f"no network namespaces: {error}")
         key = folder / "mesh.key"
         made = lab.meshnode("a", "keygen", "--out", str(key))
         assert made.returncode == 0, made.stderr
         lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key)}
-        lab.start("a")
-        lab.wait_started("a")
-        for host in ("b", "c"):
-            lab.start(host, "a")
-        for host in ("b", "c"):
-            lab.wait_started(host)
-        wait_until(lab.converged, "the three hosts to meet")
         yield lab
     finally:
         lab.close()
+
+
+def open_lab(folder: Path, profile: str) -> Iterator[Lab]:
+    """A lab with a keyed node on each host, all alive."""
+    with in_lab(folder, profile) as lab:
+        lab.start_all()
+        yield lab
 
 
 @pytest.fixture(scope="module")
