@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from consensus.machines.composite import Change, Machine
-from meshnode.errors import MeshError
+from meshnode.errors import MeshError, Unreachable
 from meshnode.mesh import Mesh
 from meshnode.replication.messages import Follow, Part, Stretch
 
@@ -27,7 +27,8 @@ PART_BYTES = 256 << 10
 SNAPSHOT_PART_BYTES = 64 << 10
 BEAT_S = 1.0
 PAUSE_S = 0.003  # between two parts with commands: while much is written, one carries what several writes brought
-SILENCE_S = 5.0
+SILENCE_S = 3.0
+LEADERLESS_S = 2.0  # a source may be cut off from the others; an election is over sooner
 DAY_S = 24 * 3600.0
 
 
@@ -140,7 +141,7 @@ class Following:
     """Keeps a machine up to date from whichever node has the stream.
 
     sources(): nodes to ask, best first. is_needed(): false while this node has it from Raft itself. applied,
-    restored: as a replica tells them. heard(leader): whom the source follows.
+    restored: as a replica tells them. heard(leader): whom the source follows. lost(source): it was of no use.
     """
 
     def __init__(
@@ -152,9 +153,11 @@ class Following:
         is_needed: Callable[[], bool],
         applied: Callable[[int, list[Stretch], list[Change]], None],
         restored: Callable[[int], None],
-        heard: Callable[[str | None], None],
+        heard: Callable[[str], None],
+        lost: Callable[[str], None],
     ) -> None:
         self._mesh = mesh
+        self._lost = lost
         self._machine = machine
         self._sources = sources
         self._is_needed = is_needed
@@ -172,6 +175,7 @@ class Following:
                     await self._follow(source)
                 except (MeshError, TimeoutError) as error:
                     log.debug("source lost", source=source, error=str(error))
+                    self._lost(source)
                 else:
                     break
                 if self._has_heard:
@@ -186,13 +190,19 @@ class Following:
         index = self._machine.index
         parts = self._mesh.stream(source, Follow(index), timeout_s=DAY_S)
         chunks: list[bytes] = []
+        clock = asyncio.get_running_loop().time
+        led_at = clock()
         try:
             while self._is_needed():
                 # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with a result.
                 async with asyncio.timeout(SILENCE_S):
                     part = await anext(parts)
                 self._has_heard = True
-                self._heard(part.leader)
+                if part.leader is not None:
+                    led_at = clock()
+                    self._heard(part.leader)
+                elif clock() - led_at > LEADERLESS_S:
+                    raise Unreachable(f"{source} follows nobody")
                 if part.snapshot or part.done:
                     chunks.append(part.snapshot)
                     if part.done:

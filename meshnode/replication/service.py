@@ -47,6 +47,7 @@ Listener: TypeAlias = Callable[[list[Change]], None]
 
 RETIRE_S = 2.0
 READ_TRY_S = 2.0
+AVOID_S = 10.0
 
 
 class Replication:
@@ -93,6 +94,7 @@ class Replication:
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
+        self._avoided: dict[str, float] = {}  # replicas, and until when to rather ask others
         self.spans: Spans | None = None
         self.proposals_committed = 0  # those of this node
 
@@ -143,6 +145,7 @@ class Replication:
                 applied=self._on_applied,
                 restored=self._on_stream_restored,
                 heard=self._on_heard,
+                lost=self._avoid,
             )
             self._supervisor.start("following", self._following.run)
 
@@ -323,8 +326,10 @@ class Replication:
         if not self._members_hint:
             await self._locate()
         for source in self._sources()[:3]:
-            with contextlib.suppress(MeshError):
+            try:
                 return await self._mesh.request(source, Barrier(), timeout_s=READ_TRY_S)
+            except MeshError:
+                self._avoid(source)
         self._members_hint = frozenset()  # perhaps others keep the state by now
         return None
 
@@ -342,19 +347,31 @@ class Replication:
         living = [m.node_id for m in self._mesh.members() if m.state == "alive" and m.role == "node"]
         others = [node for node in living if node != self._mesh.me.node_id]
         random.shuffle(others)  # every replica serves its share; only a few have none of the stream
-        known = self._members_hint
-        return sorted(others, key=lambda node: node not in known)
+        known, avoided, now = self._members_hint, self._avoided, asyncio.get_running_loop().time()
+        return sorted(others, key=lambda node: (avoided.get(node, 0.0) > now, node not in known))
+
+    def _avoid(self, source: str) -> None:
+        """This replica was silent, or knows no leader: for a while it is the last to be asked.
+
+        It may live well and be reached by others, yet not by us, or not by the leader.
+        """
+        now = asyncio.get_running_loop().time()
+        self._avoided = {node: end for node, end in self._avoided.items() if end > now}
+        self._avoided[source] = now + AVOID_S
 
     async def _locate(self) -> None:
         """Ask around who leads; a member need not, its core finds out."""
         for source in self._sources()[:8]:
-            with contextlib.suppress(MeshError):
+            try:
                 located = await self._mesh.request(source, Locate(), timeout_s=1.0)
-                if located.voters:
-                    self._members_hint = frozenset(located.voters + located.learners)
-                if located.leader is not None:
-                    self._on_heard(located.leader)
-                    return
+            except MeshError:
+                self._avoid(source)
+                continue
+            if located.voters:
+                self._members_hint = frozenset(located.voters + located.learners)
+            if located.leader is not None:
+                self._on_heard(located.leader)
+                return
 
     # News.
 
