@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,7 @@ from meshnode.cli.options import json_option, node_option
 
 if TYPE_CHECKING:
     from meshnode.cli.reach import Answer
+    from meshnode.local_nodes import LocalNode
 
 PROBE_TIMEOUT_S = 2.0
 CHANNELS = ("inference", "coordination", "telemetry", "real_time")
@@ -101,6 +103,7 @@ def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
         found = find(wanted)
         health = get(found, "/health")
         members = get(found, "/members")
+        used = get(found, "/config")["values"].get("key_file")
     except MeshError as error:
         yield Check("node", False, str(error), "see its log, or pick another with --node")
         return
@@ -112,9 +115,48 @@ def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
             f"{part.get('status')} {details(part)}".strip(),
             "" if well else "see the node's log",
         )
+    if key_file is None and used is not None and os.access(used, os.R_OK):
+        key_file = Path(used)  # without it the node would not answer
+    yield from _own_address(found, members, health["components"].get("membership", {}), key_file)
     for member in members:
         if member["state"] in ("suspect", "dead"):
             yield from _elsewhere(member["address"], key_file, f"{member['name']} ({member['state']})")
+
+
+def _own_address(
+    node: LocalNode, members: list[dict[str, Any]], membership: dict[str, Any], key_file: Path | None
+) -> Iterator[Check]:
+    """Whether the address that a local node gives itself leads to it.
+
+    From behind address translation it need not, from here; then it tells that nobody doubts this node.
+    """
+    from meshnode.cli.reach import Answer, ask
+    from meshnode.config import split_address
+
+    me = next((member for member in members if member["node_id"] == node.node_id), None)
+    if me is None:
+        return  # a node elsewhere: it is asked by its address
+    name, address = f"{node.name or node.http}: advertised address", str(me["address"])
+    advice = (
+        "others use it to reach this node: start it with --advertise HOST[:PORT], an address of this machine or, "
+        "behind address translation, the one that leads here; then `meshnode doctor HOST:PORT` on another machine"
+    )
+    host, port = split_address(address)
+    places = _resolve(host)
+    if isinstance(places, str):
+        yield Check(name, False, f"{address}: {places}", advice)
+        return
+    told = next((answer for one in places if isinstance(answer := ask(one, port, key_file), Answer)), None)
+    if told is not None:
+        other = "" if told.node_id == node.node_id else f"{address} is {told.name}, another node"
+        yield Check(name, not other, other or address, advice if other else "")
+        return
+    others = any(member["state"] == "alive" and member is not me for member in members)
+    if others and not membership.get("refuted"):
+        yield Check(name, True, f"{address} does not answer from here, but no member doubts this node")
+        return
+    doubt = f", and others doubted this node {membership['refuted']} times" if others else ""
+    yield Check(name, False, f"{address} does not answer from here{doubt}", advice)
 
 
 def _elsewhere(address: str, key_file: Path | None, name: str = "") -> Iterator[Check]:

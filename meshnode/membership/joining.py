@@ -14,7 +14,6 @@ with back-off until the time is up; the error then names every seed and why.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import time
@@ -233,12 +232,15 @@ def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:
 
 def _reachable(answer: JoinAnswer, asked: Sequence[SocketAddress]) -> JoinAnswer:
     """The answer, if the member tells others an address they can use. Raises Refused."""
-    with contextlib.suppress(msgspec.MsgspecError, ConfigError, ValueError):
+    try:
         said = decode_update(answer.alive)
         host = split_address(said.record.address)[0] if isinstance(said, Alive) else ""
-        if ipaddress.ip_address(host).is_loopback and not any(_is_loopback(address) for address in asked):
-            told = f"it tells others to reach it at {host}, which leads to themselves; start it with --advertise HOST"
-            raise Refused(told, final=True)
+        leads_back = ipaddress.ip_address(host).is_loopback
+    except (msgspec.MsgspecError, ConfigError, ValueError):
+        return answer  # a name, or nonsense: who reads the answer judges that
+    if leads_back and not any(_is_loopback(address) for address in asked):
+        told = f"it tells others to reach it at {host}, which leads to themselves; start it with --advertise HOST"
+        raise Refused(told, final=True)
     return answer
 
 
