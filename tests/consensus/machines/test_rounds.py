@@ -245,6 +245,22 @@ def test_a_machine_that_can_check_no_signature_takes_part_in_none() -> None:
     assert Held(None).rule(OPEN) == "verify"
 
 
+def test_no_signature_of_one_kind_or_round_stands_for_another() -> None:
+    whole = submit("v0", "one")
+    other = Round("mesh", f"round@{OPENED + 1}", VALIDATORS)
+    state = Held().to_commitments().state
+    commitment, show = scores("v0", state, 1, 2, 3, 4, 5)
+    signed = [
+        [one.signed_bytes(the_round) for one in (whole, whole.candidates[0], commitment.commitment, show.reveal)]
+        + [the_round.ballot(1, phase, digest_of(b"value")).encode() for phase in Phase]
+        for the_round in (ROUND, other)
+    ]
+    assert len({message for both in signed for message in both}) == 2 * len(signed[0])
+    tags = {message.split(b"\0", 1)[0] for message in signed[0]}
+    assert len(tags) == 5, "four kinds of the selection, one of the vote"
+    assert all(tag.startswith(b"meshnode.") for tag in tags)
+
+
 def test_a_round_opened_anew_under_an_old_id_is_another_vote() -> None:
     held = Held()
     held.do(OPEN)

@@ -49,7 +49,18 @@ def test_another_trace_is_another_candidate() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"", b"{}", b"[1]", b"\xff", b'{"a":{"b":{"deep":1}}}', b'{"a":{}}', b'{"a":{"b":[[1]]}}', b"[" * 10_000, b'{"a":"' + b"x" * MAX_DEMO_BYTES + b'"}']
+    "bad",
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b"\xff",
+        b'{"a":{"b":{"deep":1}}}',
+        b'{"a":{}}',
+        b'{"a":{"b":[[1]]}}',
+        b"[" * 10_000,
+        b'{"a":"' + b"x" * MAX_DEMO_BYTES + b'"}',
+    ],
 )
 def test_what_is_no_demo_is_refused_with_the_reason(bad: bytes) -> None:
     assert demo_error(bad)

@@ -31,7 +31,7 @@ from meshnode.demos.validator import Validator
 from tests.meshnode.demos.app import examples
 from tests.meshnode.replication.conftest import Nodes, until
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0  # reached on failure only
 
 
 class Liar(Validator):
@@ -84,7 +84,7 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     stop = others[2].mesh.subscribe(RoundProgress, lambda peer, told: seen.append((peer, told)))
     told: list[RoundProgress] = []
     chosen = await asyncio.wait_for(
-        one.demos.select("colour", examples(24), k=3, deadline_s=DEADLINE_S, on_progress=told.append), DEADLINE_S + 5
+        one.demos.select("colour", examples(24), k=3, deadline_s=DEADLINE_S, on_progress=told.append), DEADLINE_S + 30
     )
     assert (chosen.decided, chosen.reason) == ("mesh", "")
     assert len(chosen.demos) == 3
@@ -109,7 +109,7 @@ async def test_honest_nodes_agree_though_one_lies_and_the_proof_holds(nodes: Nod
     # Two of four go silent: no majority is left, and the one asked chooses alone.
     for node in others[1:]:
         await nodes.crash(node.name)
-    alone = await asyncio.wait_for(one.demos.select("colour", examples(12), k=2, deadline_s=8), 10)
+    alone = await asyncio.wait_for(one.demos.select("colour", examples(12), k=2, deadline_s=8), 40)
     assert alone.decided == "local"
     assert alone.reason
     assert alone.proof is None

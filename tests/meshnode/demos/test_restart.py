@@ -28,6 +28,7 @@ from tests.meshnode.replication.conftest import Nodes, until
 
 APP = "tests.meshnode.demos.app:app"
 DEADLINE_S = 240.0  # reached on failure only
+SLOW_S = 0.04  # of a run of the program
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_a_validator_that_is_killed_after_it_committed_comes_back_and_shows_thos
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.environment["MESHNODE_GOSSIP_PROFILE"] = "local"
-    launch(cluster, 1, delay_s=0.1)
+    launch(cluster, 1, delay_s=SLOW_S)
     (first,) = cluster.collect()
     for number in (2, 3, 4):  # the second scores long before the others
-        launch(cluster, number, first.seed, delay_s=0.0 if number == 2 else 0.1)
+        launch(cluster, number, first.seed, delay_s=0.0 if number == 2 else SLOW_S)
     second = cluster.collect()[0]
     wait_until(lambda: sum(one["state"] == "alive" for one in cluster.members(first)) == 4, "four nodes", 120)
     data = tmp_path / "data.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,20 @@ def test_honest_validators_agree_whatever_liars_and_the_network_do(first: int) -
         assert not world.violations, (
             f"seed {seed}: {world.violations}; replay: SEEDS=1 FIRST_SEED={seed} pytest {__file__}"
         )
+
+
+def test_a_few_seeds_hold_every_kind_of_fault_and_of_lie() -> None:
+    happened = Counter[str]()
+    lost = 0
+    for seed in range(50):
+        world = run(seed)
+        happened.update(world.happened)
+        lost += world.network.dropped
+    assert lost
+    assert set(happened) == {
+        "crash", "partition", "cut one way", "twins", "usurper", "ranter", "rant", "stale round", "replay",
+        "forged vote", "forged certificate", "proposal against the rules", "equivocation proved",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [3, 8])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,6 +88,7 @@ class World:
         self.twins: dict[str, list[tuple[Simplex, Callable[[list[Effect]], None]]]] = {}
         self.usurpers: dict[str, set[int]] = {}  # liar: iterations it has proposed in
         self.undecided = set(self.honest)
+        self.happened = Counter[str]()  # every kind of fault and lie, as often as it came
         self._sound: set[Certificate] = set()  # certificates that were looked at
 
     # What is voted on.
@@ -123,6 +125,7 @@ class World:
             self.network.attach(liar, partial(self._lie, liar))
             self.clock.call_later(self.rng.uniform(0, 0.2), partial(self._rant, liar))
             style = self.rng.choice(("twins", "usurper", "usurper", "ranter"))
+            self.happened[style] += 1
             if style == "twins":
                 self._boot_twins(liar)
             elif style == "usurper":
@@ -180,10 +183,12 @@ class World:
                 case Decided() | Undecided():
                     self._on_outcome(name, effect)
                 case Equivocation():
+                    self.happened["equivocation proved"] += 1
                     if effect.first.signer in self.honest:
                         self.violations.append(f"{effect.first.signer} is honest and equivocated: {effect}")
 
     def _crash(self, name: str) -> None:
+        self.happened["crash"] += 1
         self.cores.pop(name, None)
         self.network.detach(name)
         self.clock.call_later(self.rng.uniform(0.01, 1.0), lambda: self._boot(name))
@@ -191,11 +196,13 @@ class World:
     def _schedule_faults(self) -> None:
         names = list(self.round.order)
         for _ in range(self.rng.randint(0, 3)):
+            self.happened["partition"] += 1
             start = self.rng.uniform(0, self.good_from)
             side = set(self.rng.sample(names, self.rng.randint(1, len(names) - 1)))
             self.clock.call_at(start, partial(self.network.partition, side, set(names) - side))
             self.clock.call_at(start + self.rng.uniform(0.1, 2.0), self.network.heal)
         if self.rng.random() < 0.3:
+            self.happened["cut one way"] += 1
             one, other = self.rng.sample(names, 2)
             self.network.cut_one_way(one, other)
 
@@ -232,10 +239,13 @@ class World:
             for iteration in (message.iteration, message.iteration + 1):
                 self._usurp(liar, iteration)
         if self.rng.random() < 0.1:  # replay to somebody
+            self.happened["replay"] += 1
             self.network.send(liar, self.rng.choice(self.honest), message)
         if isinstance(message, Vote) and self.rng.random() < 0.3:
+            self.happened["forged vote"] += 1
             self._say(liar, self._forged(message))
         if isinstance(message, Certificate) and self.rng.random() < 0.3:
+            self.happened["forged certificate"] += 1
             other = digest_of(self.rng.choice(self.seen_values))
             self._say(liar, Certificate(message.iteration, message.phase, other, message.signatures))
             doubled = message.signatures[:1] * len(message.signatures)
@@ -246,6 +256,7 @@ class World:
         if self.round.leader(iteration) != liar or iteration in self.usurpers[liar]:
             return
         self.usurpers[liar].add(iteration)
+        self.happened["proposal against the rules"] += 1
         value = self.usurped_value(liar)
         ballot = self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode()
         proposal = Proposal(iteration, value, 0, sign_with(self.keys.secrets[liar], ballot))
@@ -271,6 +282,7 @@ class World:
             value = self.rng.choice([*self.seen_values, b"garbage"])
             digest = DUMMY if phase is Phase.DUMMY else digest_of(value)
             the_round = self.rng.choice((self.round, self.round, self.stale))
+            self.happened["stale round" if the_round is self.stale else "rant"] += 1
             signature = sign_with(secret, the_round.ballot(iteration, phase, digest).encode())
             self._say(liar, Vote(iteration, phase, digest, liar, signature))
             proof = sign_with(secret, self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode())
