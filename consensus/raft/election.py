@@ -10,6 +10,8 @@ from consensus.raft.messages import NOOP, Entry, PreVote, PreVoteReply, TimeoutN
 from consensus.raft.roles import become_follower, is_ill, is_sticky, leave_office, may_campaign, reset_countdown
 from consensus.raft.state import Leadership, State
 
+RIVAL_TICKS = 3
+
 
 def tick(state: State, elapsed: int) -> None:
     """`elapsed` ticks went by."""
@@ -25,6 +27,8 @@ def tick(state: State, elapsed: int) -> None:
             stand_first(state)
         else:
             become_follower(state, state.term, None)  # whoever led us, does so no more
+    elif state.role is Role.PRE_CANDIDATE and (state.now - state.stood_at) % state.settings.heartbeat_ticks == 0:
+        _ask_pre_votes(state)  # who refused may have heard a leader a tick later than this node, or been its rival
     elif state.forwarded_reads and state.now % state.settings.heartbeat_ticks == 0:
         reads.ask_again(state)
 
@@ -47,9 +51,9 @@ def _tick_leader(state: State, leadership: Leadership) -> None:
 def stand_first(state: State) -> None:
     """Ask whether an election could be won, before disturbing anyone with a new term."""
     leave_office(state)
-    state.role = Role.PRE_CANDIDATE
+    state.role, state.stood_at = Role.PRE_CANDIDATE, state.now
     state.votes.add(state.id)
-    _ask(state, PreVote(state.term + 1, state.log.last_index, state.log.last_term))
+    _ask_pre_votes(state)
     _count(state)
 
 
@@ -75,8 +79,17 @@ def receive_pre_vote(state: State, source: str, message: PreVote) -> None:
         message.term > state.term
         and not is_sticky(state)
         and state.log.is_up_to_date(message.last_index, message.last_term)
+        and not goes_first(state, source, message)
     )
     send(state, source, PreVoteReply(message.term if granted else state.term, granted))
+
+
+def goes_first(state: State, source: str, message: PreVote) -> bool:
+    """Whether this node asks for pre-votes, too, just now, and has the better claim: else both would be promised the
+    votes, and then split them. Only for a moment, for it may be this one that can't win."""
+    is_rival = state.role is Role.PRE_CANDIDATE and state.now - state.stood_at < RIVAL_TICKS
+    log = state.log
+    return is_rival and (log.last_term, log.last_index, state.id) > (message.last_term, message.last_index, source)
 
 
 def receive_vote(state: State, source: str, message: Vote) -> None:
@@ -110,6 +123,11 @@ def receive_timeout_now(state: State, source: str, message: TimeoutNow) -> None:
     """The leader wants this node to follow it in office: no pre-vote, for the leader is known to be alive."""
     if message.term == state.term and source == state.leader and may_campaign(state):
         stand(state, transfer=True)
+
+
+def _ask_pre_votes(state: State) -> None:
+    state.refusals.clear()
+    _ask(state, PreVote(state.term + 1, state.log.last_index, state.log.last_term))
 
 
 def _ask(state: State, message: PreVote | Vote) -> None:

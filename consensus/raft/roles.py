@@ -8,9 +8,12 @@ from consensus.raft.state import State
 
 
 def reset_countdown(state: State) -> None:
-    """Wait a whole timeout again, plus chance, so that votes are rarely split (§5.2)."""
+    """Wait a whole timeout again, plus chance, so that votes are rarely split (§5.2).
+
+    Up to half of it, not all as in the paper: who stands at the same time is told apart by `election.goes_first`.
+    """
     least = state.settings.election_timeout_ticks
-    state.timeout = state.countdown = least + state.rng.randrange(least)
+    state.timeout = state.countdown = least + state.rng.randrange(max(1, least // 2))
 
 
 def become_follower(state: State, term: int, leader: str | None) -> None:

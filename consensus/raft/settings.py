@@ -9,7 +9,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The same on all nodes of a cluster. Raises ValueError if they contradict each other."""
 
     election_timeout_ticks: int = 20
-    """Silence after which a follower campaigns: this long at least, less than twice as long. For this long after
+    """Silence after which a follower campaigns: this long at least, at most half as long again. For this long after
     hearing a leader, a node helps nobody else to office."""
     heartbeat_ticks: int = 4
     lease_ticks: int = 14

@@ -120,6 +120,7 @@ class State:
     heard_at: int = 0  # when a leader was last heard. 0 at the start: before a crash it may have been just now
     timeout: int = 1  # drawn anew with each leader and each election
     countdown: int = 1  # ticks to live through before campaigning; a pause counts as one
+    stood_at: int = 0  # when pre-votes were last asked for
     votes: set[str] = field(default_factory=set)  # for me, in this term (pre-votes: for the next)
     refusals: set[str] = field(default_factory=set)
     leadership: Leadership | None = None  # not None exactly if role is LEADER
