@@ -125,9 +125,9 @@ class Validator:
                     await self._vote(self._now(), signed)
         except TimeoutError:
             self._say_where("no decision in time")
-        except OSError as error:  # what can't be kept must not be sent
+        except (OSError, msgspec.MsgspecError) as error:  # what can't be kept, or read again, must not be sent
             log.error("this node can't keep what it signs, so it takes no part", error=str(error))
-            self._say_where("its disk failed")
+            self._say_where("its record of what it signed failed")
         else:
             self._say_where("")
         finally:

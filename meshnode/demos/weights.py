@@ -14,6 +14,7 @@ from consensus.selection.choice import MAX_WEIGHT, Weights
 from meshnode.mesh import State
 from meshnode.variables import Variables
 
+ALLOWED = range(MAX_WEIGHT + 1)
 _DEFAULT = Weights()
 #: variable -> the field of Weights, and what it says
 VARIABLES = {
@@ -44,4 +45,6 @@ async def read(state: State, writer: str, timeout_s: float) -> Weights:
 def known(state: State) -> Weights:
     """The weights as this node's copy has them, at once."""
     variables = Variables(state, {}, "")
-    return Weights(**{field: variables.peek(name, getattr(_DEFAULT, field)) for name, (field, _) in VARIABLES.items()})
+    found = {field: variables.peek(name, None) for name, (field, _) in VARIABLES.items()}
+    # Somebody may have registered the name as something else.
+    return Weights(**{field: value for field, value in found.items() if type(value) is int and value in ALLOWED})
