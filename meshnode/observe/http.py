@@ -112,7 +112,7 @@ class _Routes:
 
     async def health(self, _: Request) -> Response:
         """Each component, and the worst of them as the whole. 200 either way: `/readyz` is what steers traffic."""
-        components = self._node.health()
+        components = hide_secrets(self._node.health())  # what failed may quote what it was given
         degraded = any(part.get("status") not in ("ok", "off") for part in components.values())
         return answer({"status": "degraded" if degraded else "ok", "components": components})
 

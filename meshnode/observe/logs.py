@@ -141,7 +141,8 @@ class Redaction:
         if name == "exc_info":
             return value
         if _SECRET_NAME.search(name) and value is not None:
-            return HIDDEN
+            # `prompt_tokens: 812` counts words.
+            return value if isinstance(value, int) and name.endswith("tokens") else HIDDEN
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Cluster, RunningNode
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 MANY_NODES = Path(__file__).with_name("many_nodes.js").read_text()
 
 # One mesh serves all tests of this file, from what only looks to what kills: they stay on one worker, in order.
@@ -39,8 +39,9 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = chromium()
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser

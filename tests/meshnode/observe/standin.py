@@ -17,6 +17,7 @@ from meshnode.variables import Variables
 from tests.meshnode.instant_state import InstantState
 
 TOKEN = "correct-horse"
+PATIENCE_S = 60.0  # only reached when something is wrong
 
 
 class Echoes:

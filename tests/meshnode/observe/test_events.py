@@ -13,7 +13,7 @@ import pytest
 from meshnode.observe import picture
 from meshnode.observe.picture import Picture
 from meshnode.observe.server import HttpServer
-from tests.meshnode.observe.standin import TOKEN, StandIn, serve
+from tests.meshnode.observe.standin import PATIENCE_S, TOKEN, StandIn, serve
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ async def server(node: StandIn) -> AsyncIterator[HttpServer]:
 
 @pytest.fixture
 async def client(server: HttpServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=10, verify=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=PATIENCE_S, verify=False) as client:
         yield client
 
 
@@ -98,7 +98,7 @@ async def test_nothing_runs_once_the_last_viewer_is_gone(node: StandIn, client: 
     async with client.stream("GET", "/events") as response:
         await anext(events(response))
         assert [task for task in asyncio.all_tasks() if task.get_name() == "picture"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         # The server notices a closed link in its own time, and has no event for it.
         while [t for t in asyncio.all_tasks() if t.get_name() in ("picture", "look", "events")]:  # noqa: ASYNC110
             await asyncio.sleep(0)

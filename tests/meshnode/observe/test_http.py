@@ -12,15 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import asdict
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from meshnode.errors import ConfigError
+from meshnode.lm.usage import Use
 from meshnode.observe import evaluate
 from meshnode.observe.guard import Guard
 from meshnode.observe.http import _Joined, build
 from meshnode.observe.server import HttpServer, listen
-from tests.meshnode.observe.standin import TOKEN, StandIn, serve
+from tests.meshnode.observe.standin import PATIENCE_S, TOKEN, StandIn, serve
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -39,7 +41,7 @@ async def server(node: StandIn) -> AsyncIterator[HttpServer]:
 
 @pytest.fixture
 async def client(server: HttpServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=10, verify=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=PATIENCE_S, verify=False) as client:
         yield client
 
 
@@ -51,8 +53,14 @@ def routes_of(app: Any) -> list[Route]:
     return [route for route in inner.routes if isinstance(route, Route)]
 
 
-async def test_every_route_without_a_token_reads_or_is_refused(node: StandIn, client: httpx.AsyncClient) -> None:
+async def test_every_route_without_a_token_reads_or_is_refused(
+    node: StandIn, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_KEY", "plain-looking-key")
     await node.variables.register("retries", int, 3)
+    said = "401: plain-looking-key is not known, nor is sk-abcdef123456"
+    node.components["model"] = {"status": "degraded", "models": [asdict(Use("tiny", failed=3, failing=3, error=said))]}
+    node.components["workers"] = {"status": "degraded", "given_up": [said], "restarts": 1, "api_key": "anything"}
     routes = routes_of(build(node, token=TOKEN))
     assert {route.path for route in routes} >= {"/call", "/evaluate", "/leave", "/healthz", "/members"}
     for route in routes:
@@ -66,7 +74,8 @@ async def test_every_route_without_a_token_reads_or_is_refused(node: StandIn, cl
             else:
                 assert response.status_code == 401, (method, path)
                 assert response.json()["error"]["code"] == "unauthorized"
-            assert TOKEN not in response.text
+            for secret in (TOKEN, "plain-looking-key", "sk-abcdef123456", "anything"):
+                assert secret not in response.text, (method, path)
             assert response.headers["x-frame-options"] == "DENY"
             assert response.headers["x-content-type-options"] == "nosniff"
             assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
@@ -118,7 +127,7 @@ async def test_another_origin_is_refused_even_with_the_token(
 async def test_the_same_origin_is_accepted(node: StandIn, client: httpx.AsyncClient, server: HttpServer) -> None:
     response = await client.post("/leave", headers={**BEARER, "Origin": f"http://{server.address}"})
     assert response.status_code == 202
-    await asyncio.wait_for(node.left.wait(), 5)
+    await asyncio.wait_for(node.left.wait(), PATIENCE_S)
 
 
 async def test_a_cross_site_fetch_is_refused_but_a_link_may_be_followed(client: httpx.AsyncClient) -> None:
@@ -279,9 +288,9 @@ async def test_a_body_too_large_is_refused(node: StandIn, client: httpx.AsyncCli
 
 async def test_a_caller_who_hangs_up_cancels_the_call(node: StandIn, server: HttpServer) -> None:
     writer = await post_raw(server, "/call", b'{"method": "hang"}')
-    await asyncio.wait_for(node.working.wait(), 5)
+    await asyncio.wait_for(node.working.wait(), PATIENCE_S)
     writer.close()
-    await asyncio.wait_for(node.cancelled.wait(), 5)
+    await asyncio.wait_for(node.cancelled.wait(), PATIENCE_S)
 
 
 async def test_evaluation_streams_progress_then_the_result(node: StandIn, client: httpx.AsyncClient) -> None:
@@ -304,7 +313,7 @@ async def test_progress_arrives_while_examples_still_go_out(node: StandIn, clien
     # httpx sends all before it reads, so this goes over a plain socket.
     reader, writer = await asyncio.open_connection(*address(client))
     writer.write(head("/evaluate", b"Transfer-Encoding: chunked\r\n"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for chunk in examples():
             writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
             if not seen.is_set():
@@ -328,7 +337,7 @@ async def test_a_stalled_evaluation_stops_the_sender(node: StandIn, server: Http
     assert await stalls(writer, line, times=4000)
     writer.transport.abort()
     node.pause.set()
-    await asyncio.wait_for(node.cancelled.wait(), 5)
+    await asyncio.wait_for(node.cancelled.wait(), PATIENCE_S)
     assert len(node.evaluated) < 4000
 
 
@@ -359,12 +368,12 @@ async def test_an_error_after_progress_is_the_last_line(node: StandIn, client: h
     writer.write(head("/evaluate", b"Transfer-Encoding: chunked\r\n"))
     for chunk in (b'{"program": "qa", "metric": "exact"}\n{"q": 1}\n', None, b"nonsense\n"):
         if chunk is None:
-            while b'"progress"' not in await asyncio.wait_for(reader.readline(), 5):
+            while b'"progress"' not in await asyncio.wait_for(reader.readline(), PATIENCE_S):
                 pass
             continue
         writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
     writer.write(b"0\r\n\r\n")
-    rest = await asyncio.wait_for(reader.readuntil(b"malformed"), 5)
+    rest = await asyncio.wait_for(reader.readuntil(b"malformed"), PATIENCE_S)
     writer.close()
     await writer.wait_closed()
     assert b'{"error":{"code":"' in rest
@@ -373,9 +382,9 @@ async def test_an_error_after_progress_is_the_last_line(node: StandIn, client: h
 async def test_a_client_who_hangs_up_cancels_the_evaluation(node: StandIn, server: HttpServer) -> None:
     node.pause.clear()
     writer = await post_raw(server, "/evaluate", b'{"program": "qa", "metric": "exact"}\n{"q": 1}\n')
-    await asyncio.wait_for(node.working.wait(), 5)
+    await asyncio.wait_for(node.working.wait(), PATIENCE_S)
     writer.close()
-    await asyncio.wait_for(node.cancelled.wait(), 5)
+    await asyncio.wait_for(node.cancelled.wait(), PATIENCE_S)
 
 
 async def test_garbage_does_not_stop_the_server(client: httpx.AsyncClient, server: HttpServer) -> None:
@@ -393,7 +402,7 @@ async def test_garbage_does_not_stop_the_server(client: httpx.AsyncClient, serve
         writer.write_eof()
         # Whatever it answers, the connection ends.
         with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), PATIENCE_S)
         writer.close()
     assert (await client.get("/healthz")).status_code == 200
     assert (await client.post("/call", json={"method": "echo", "args": 1}, headers=BEARER)).json() == {"result": 1}
@@ -403,8 +412,8 @@ async def test_closing_cuts_what_hangs_and_frees_the_port(node: StandIn) -> None
     server = await serve(node)
     host, port = server.address.rsplit(":", 1)
     writer = await post_raw(server, "/call", b'{"method": "hang"}')
-    await asyncio.wait_for(node.working.wait(), 5)
-    await asyncio.wait_for(server.close(), 5)
+    await asyncio.wait_for(node.working.wait(), PATIENCE_S)
+    await asyncio.wait_for(server.close(), PATIENCE_S)
     await server.close()
     assert node.cancelled.is_set()
     listen(host, int(port)).close()

@@ -84,6 +84,12 @@ def test_values_named_like_secrets_are_hidden(name: str) -> None:
     assert "value" not in out.getvalue()
 
 
+def test_counted_tokens_are_no_secret() -> None:
+    out, log = logged()
+    log.info("x", prompt_tokens=812, completion_tokens="value-1")
+    assert (one(out)["prompt_tokens"], one(out)["completion_tokens"]) == (812, HIDDEN)
+
+
 @pytest.mark.parametrize("name", ["tokens_used", "key", "monkey", "keyboard", "node", "secretary"])
 def test_other_names_are_shown(name: str) -> None:
     out, log = logged()
