@@ -9,6 +9,7 @@
     forwards     which node gets a call; link: sends it, replays what came back; proxy: the program that does so
     journal      keeps finished calls, for a run to be resumed
     consensus    DemoConsensus: demos that the whole mesh agreed on; demos: a worker's part in it
+    cache        DSPy's cache with the mesh behind it; sharing: who turns it on
     optimizers   Evaluate, BootstrapFewShot and RandomSearch that use the mesh's width
 
 The seam is `Module.forward`: DSPy's own threads wait for the network, its metrics, order, scores and progress bars stay

@@ -31,6 +31,7 @@ from meshnode.integrations.dspy import failures, models, state
 from meshnode.integrations.dspy.codec import NotCarried, decode, encode
 from meshnode.integrations.dspy.forwards import Forwards
 from meshnode.integrations.dspy.journal import Journal, key_of
+from meshnode.integrations.dspy.signatures import signature_from_data
 from meshnode.integrations.dspy.structure import classes_of, digest, named_predictors, plain_attributes, submodules
 from meshnode.integrations.dspy.worker import CALL, REPLY, Recording, check_privileged, models_of
 from meshnode.mesh import Mesh
@@ -330,7 +331,10 @@ def read(module: Any, reply: Mapping[str, Any], near: Iterable[str] = ()) -> _Do
     trace = []
     for name, like, inputs, outputs in reply["trace"]:
         # A predictor that the program made as it ran is none of ours to DSPy, here as there.
-        predictor = predictors[name] if name is not None else copy.copy(predictors[like])
+        if name is not None:
+            predictor = predictors[name]
+        else:
+            predictor = copy.copy(predictors[like]) if type(like) is str else dspy.Predict(signature_from_data(like))
         trace.append((predictor, decode(inputs, classes), decode(outputs, classes, signature_of)))
     parts = submodules(module)
     history = [(dict(entry), [parts[place] for place in places[1:]]) for entry, places in reply["history"]]

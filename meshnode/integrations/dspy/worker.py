@@ -23,6 +23,7 @@ from meshnode.integrations.dspy import demos, failures, state
 from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
 from meshnode.integrations.dspy.models import as_models, check_sampling, make, make_adapter
 from meshnode.integrations.dspy.sharing import share_in_worker
+from meshnode.integrations.dspy.signatures import signature_as_data
 from meshnode.integrations.dspy.structure import classes_of, named_predictors, submodules
 from meshnode.lm import usage
 
@@ -187,9 +188,9 @@ class Recording:
             trace = []
             for predictor, inputs, outputs in self.trace:
                 name = names.get(id(predictor))
-                like = predictor_of(predictor.signature) if name is None else None
+                like: Any = predictor_of(predictor.signature) if name is None else None
                 if name is None and like is None:
-                    raise NotCarried("a trace of a predictor that the program makes as it runs")
+                    like = signature_as_data(predictor.signature)
                 trace.append([name, like, encode(inputs, self._classes), encode(outputs, self._classes, predictor_of)])
             place = next((i for i, step in enumerate(self.trace) if step[2] is self.prediction), None)
             return {

@@ -51,6 +51,22 @@ def test_an_optimizer_compiles_and_evaluates_them(proxying: Proxying) -> None:
     assert proxying.link.counts["mesh"] - before == 2 + 3
 
 
+class Making(dspy.Module):
+    def forward(self, question: str) -> Any:
+        return dspy.Predict("question, place: int -> answer")(question=question, place=1)
+
+
+def test_a_predictor_made_in_the_run_is_in_the_trace_and_the_model_is_asked_once(proxying: Proxying) -> None:
+    program = Making()
+    here = proxying.link.counts["here"]
+    with dspy.context(lm=DummyLM([{"answer": "a"}, {"answer": "b"}]), trace=[]):
+        assert program(question="x").answer == "a"
+        ((predictor, inputs, outputs),) = dspy.settings.trace
+    assert (inputs, outputs.toDict()) == ({"question": "x", "place": 1}, {"answer": "a"})
+    assert predictor.signature.dump_state() == dspy.Signature("question, place: int -> answer").dump_state()
+    assert proxying.link.counts["here"] == here
+
+
 def test_errors_and_what_can_not_travel_are_as_without_it(proxying: Proxying) -> None:
     class Own(Exception):
         pass

@@ -13,6 +13,7 @@ import pytest
 from meshnode.errors import AppError, InvalidInput
 from meshnode.integrations.dspy import codec, state
 from meshnode.integrations.dspy.codec import TAG, NotCarried, decode, encode
+from meshnode.integrations.dspy.signatures import signature_as_data, signature_from_data
 from meshnode.integrations.dspy.structure import classes_of, named_predictors
 from meshnode.integrations.dspy.worker import CALL, REPLY, Served
 from meshnode.workers.programs import Programs
@@ -229,3 +230,36 @@ def _app(built: Callable[[], Any] = lambda: None) -> Any:
         return programs.qa()
 
     return app
+
+
+def a_signature() -> dict[str, Any]:
+    made: dict[str, Any] = signature_as_data(dspy.Signature("question, place: int -> answer: list, sure: bool", "Say."))
+    return made
+
+
+HOSTILE_SIGNATURES: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "no fields": lambda s: s.pop("fields"),
+    "a base": lambda s: s.update(base="os"),
+    "instructions that are no text": lambda s: s.update(instructions=1),
+    "a field with more": lambda s: s["fields"][0].append("x"),
+    "a field that is none": lambda s: s["fields"].append("x"),
+    "a type to import": lambda s: s["fields"][0].__setitem__(2, "os.system"),
+    "a private name": lambda s: s["fields"][0].__setitem__(0, "__class__"),
+    "no kind": lambda s: s["fields"][0].__setitem__(1, "both"),
+    "too many fields": lambda s: s.update(fields=s["fields"] * 100),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_SIGNATURES)
+def test_hostile_signature_in_a_trace_is_refused(what: str) -> None:
+    data = a_signature()
+    made = signature_from_data(data)
+    assert signature_as_data(made) == data
+    HOSTILE_SIGNATURES[what](data)
+    with pytest.raises(InvalidInput):
+        signature_from_data(data)
+
+
+def test_a_signature_with_a_type_of_the_programs_own_is_not_carried() -> None:
+    with pytest.raises(NotCarried, match="Fact"):
+        signature_as_data(programs.Sorting)
