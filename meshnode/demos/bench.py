@@ -18,12 +18,13 @@ import msgspec
 from consensus.selection.candidates import Merged, demo_error
 from consensus.selection.scores import to_fixed
 from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task, split
-from meshnode.errors import MeshError
+from meshnode.errors import MeshError, Overloaded
 from meshnode.evaluation.messages import RunTask, TaskReply
 from meshnode.mesh import Mesh
 from meshnode.values import pack, unpack
 
-AT_ONCE = 4  # tasks this node is given at the same time
+AT_ONCE = 4  # tasks this node is given at the same time, or as many as it has slots
+BUSY_S = 0.05
 
 _LABELLED = hashlib.sha256(b"labelled").digest()  # the trace of a plain example
 
@@ -37,7 +38,7 @@ class Bench:
     def __init__(self, mesh: Mesh, task: Task) -> None:
         self._mesh = mesh
         self._task = task
-        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._gate = asyncio.Semaphore(max(AT_ONCE, mesh.me.slots))
         self._base: dict[str, Any] = msgspec.json.decode(task.state) if task.state else {}
         self.examples: list[Mapping[str, Any]] = unpack(task.train)
         self.source, self.held_out = split(self.examples, task.round_id)
@@ -122,13 +123,17 @@ class Bench:
         data = msgspec.json.encode(state, enc_hook=str) if state else None
         message = RunTask(self._task.program, pack(dict(example)), data, metric, self._task.task_timeout_s)
         async with self._gate:
-            try:
-                reply = await self._mesh.request(
-                    self._mesh.me.node_id, message, timeout_s=self._task.task_timeout_s + 5
-                )
-            except MeshError:
-                return None
-        return None if reply.error is not None else reply
+            while True:
+                try:
+                    reply = await self._mesh.request(
+                        self._mesh.me.node_id, message, timeout_s=self._task.task_timeout_s + 5
+                    )
+                except Overloaded as error:  # others' work is in the way; it says nothing about this run
+                    await asyncio.sleep(max(error.retry_after_s, BUSY_S))
+                except MeshError:
+                    return None
+                else:
+                    return None if reply.error is not None else reply
 
 
 def _demo(fields: Mapping[str, Any]) -> bytes:

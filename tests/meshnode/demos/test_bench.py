@@ -1,0 +1,109 @@
+"""What a validator's own runs come to: by a stand-in for the mesh, whose workers do as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from consensus.selection.candidates import Candidate, merge
+from consensus.selection.scores import SCALE
+from meshnode.demos.bench import Bench
+from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task
+from meshnode.errors import Overloaded, WorkerCrashed
+from meshnode.evaluation.messages import RunTask, TaskReply
+from meshnode.mesh import Member
+from meshnode.values import pack, unpack
+
+Answer = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]  # (example, state) -> prediction with its score
+
+
+class Workers:
+    """A mesh of one node; `busy`: how often each run is refused first."""
+
+    def __init__(self, answer: Answer, busy: int = 0) -> None:
+        self.me = Member(name="n1", node_id="n1", state="alive", address="", slots=1)
+        self._answer = answer
+        self._busy = busy
+        self.asked = Counter[bytes]()
+        self.states: list[Mapping[str, Any]] = []
+
+    async def request(self, _peer: str, message: RunTask, *, timeout_s: float) -> TaskReply:
+        assert timeout_s > message.timeout_s
+        key = message.example + (message.state or b"")
+        self.asked[key] += 1
+        if self.asked[key] <= self._busy:
+            raise Overloaded("no slot", retry_after_s=0.001)
+        state = msgspec.json.decode(message.state) if message.state else {}
+        self.states.append(state)
+        prediction, score = self._answer(unpack(message.example), state)
+        return TaskReply(pack(prediction), score if message.metric is not None else None)
+
+
+def bench(workers: Workers, count: int = 12, **options: Any) -> Bench:
+    examples = [{"text": f"t{number}", "answer": f"a{number}"} for number in range(count)]
+    return Bench(workers, Task("r1", "p", "exact", pack(examples), 60.0, **options))  # type: ignore[arg-type] # a stand-in
+
+
+def soon(seconds: float = 60.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+def right(example: Mapping[str, Any], _state: Mapping[str, Any]) -> Any:
+    return {"answer": example["answer"], "why": "so"}, 1.0
+
+
+async def test_a_busy_worker_is_asked_again_and_is_no_bad_score() -> None:
+    workers = Workers(right, busy=2)
+    one = bench(workers)
+    merged = merge([Candidate(b'{"text":"x","answer":"y"}', bytes(32), "n1")])
+    assert await one.scores(merged, soon()) == (SCALE,)
+    assert set(workers.asked.values()) == {3}
+
+
+async def test_what_was_not_run_in_time_counts_nothing_and_the_rest_stays() -> None:
+    def first_only(example: Mapping[str, Any], _state: Mapping[str, Any]) -> Any:
+        if example["text"] != first:
+            raise Overloaded("no slot, ever")
+        return {}, 1.0
+
+    one = bench(Workers(first_only))
+    first = one.examples[one.held_out[0]]["text"]
+    merged = merge([Candidate(b'{"text":"x","answer":"y"}', bytes(32), "n1")])
+    assert await one.scores(merged, soon(0.2)) == (SCALE // len(one.held_out),)
+
+
+async def test_runs_that_went_well_come_first_and_plain_examples_fill_up() -> None:
+    def some(example: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+        if BOOTSTRAP in state:
+            return {}, 0.0  # a plain program does not know what that is
+        if example["text"] == "t1":
+            raise WorkerCrashed("gone")
+        return {"why": "so"}, 0.5 if example["text"] == "t2" else 0.4
+
+    found = await bench(Workers(some)).demos([1, 2, 3], 3, "seed", soon())
+    texts = [msgspec.json.decode(demo) for demo, _ in found]
+    assert texts[0] == {"text": "t2", "answer": "a2", "why": "so"}
+    assert sorted(text["text"] for text in texts[1:]) == ["t1", "t3"]
+    assert all("why" not in text for text in texts[1:])
+
+
+async def test_a_dspy_program_makes_its_own_demos_from_the_state_it_is_given() -> None:
+    def dspy_like(example: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+        wanted = state[BOOTSTRAP]
+        assert (wanted["metric"], wanted["threshold"]) == ("exact", None)
+        assert len(wanted["labelled"]) == 2
+        good = example["text"] != "t3"
+        return {BOOTSTRAPPED: {"step": dict(example)} if good else None}, None
+
+    workers = Workers(dspy_like)
+    one = bench(workers, threshold=None, labelled=2, state=b'{"step":{"signature":"s"}}')
+    found = await one.demos([1, 2, 3], 3, "seed", soon())
+    texts = [msgspec.json.decode(demo) for demo, _ in found]
+    assert sorted(text["step"]["text"] for text in texts[:2]) == ["t1", "t2"]
+    assert texts[2] == {"text": "t3", "answer": "a3"}
+    assert all(state["step"] == {"signature": "s"} for state in workers.states)
+    assert len(workers.states) == 3, "each example once"
