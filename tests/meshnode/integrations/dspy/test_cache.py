@@ -185,7 +185,7 @@ def test_answers_of_both_of_dspys_engines_arrive_as_they_were(
             before = model.total
             held = program(question=f"engine {engine}")
             own.memory_cache.clear()
-                    found = program(question=f"engine {engine}")
+            found = program(question=f"engine {engine}")
             assert model.total == before
     finally:
         cache.unshare(shared)
