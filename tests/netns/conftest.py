@@ -137,7 +137,7 @@ class Lab:
         """The command line on a host, at work; whoever starts it waits for it."""
         with output.open("wb") as out, errors.open("wb") as err:
             return subprocess.Popen(
-                self._command(host, *arguments), stdout=out, stderr=err, env=self._environment(host), cwd=ROOT
+                self._command(host, *arguments), stdout=out, stderr=err, env=self.variables(host), cwd=ROOT
             )
 
     def python(self, host: str, *arguments: str, output: Path, errors: Path) -> subprocess.Popen[bytes]:
@@ -145,14 +145,14 @@ class Lab:
         command = ["ip", "netns", "exec", self.namespace(host), sys.executable, *arguments]
         with output.open("wb") as out, errors.open("wb") as err:
             return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=self._environment(host), cwd=ROOT
+                command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=self.variables(host), cwd=ROOT
             )
 
     def meshnode(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on a host."""
         return subprocess.run(
             self._command(host, *arguments),
-            capture_output=True, text=True, env=self._environment(host), cwd=ROOT, timeout=120,
+            capture_output=True, text=True, env=self.variables(host), cwd=ROOT, timeout=120,
         )  # fmt: skip
 
     def start(
@@ -175,7 +175,7 @@ class Lab:
         arguments += [f"--seed={seed}" for seed in (*(f"{ADDRESS[one]}:{PORT}" for one in hosts), *seeds)]
         with (self.folder / f"{host}.log").open("ab") as log:
             self.processes[host] = subprocess.Popen(
-                self._command(host, *arguments), stdout=log, stderr=log, env=self._environment(host), cwd=ROOT
+                self._command(host, *arguments), stdout=log, stderr=log, env=self.variables(host), cwd=ROOT
             )
 
     def start_all(self) -> None:
@@ -228,7 +228,8 @@ class Lab:
     def _command(self, host: str, *arguments: str) -> list[str]:
         return ["ip", "netns", "exec", self.namespace(host), sys.executable, "-m", "meshnode", *arguments]
 
-    def _environment(self, host: str) -> dict[str, str]:
+    def variables(self, host: str) -> dict[str, str]:
+        """The environment of what runs on a host."""
         return {
             **os.environ,
             "MESHNODE_RUNTIME_DIR": str(self.folder / f"run-{host}"),
@@ -250,13 +251,13 @@ def in_lab(folder: Path, profile: str, names: tuple[str, ...] = NAMES) -> Iterat
         key = folder / "mesh.key"
         made = lab.meshnode("a", "keygen", "--out", str(key))
         assert made.returncode == 0, made.stderr
-        lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key)}
+        lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key), **environment}
         yield lab
     finally:
         lab.close()
 
 
-def open_lab(folder: Path, profile: str) -> Iterator[Lab]:
+def open_lab(folder: Path, profile: str, **environment: str) -> Iterator[Lab]:
     """A lab with a keyed node on each host, all alive."""
     with in_lab(folder, profile) as lab:
         lab.start_all()
