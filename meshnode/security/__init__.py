@@ -28,17 +28,17 @@ What it costs (`python -m benchmarks.encryption 2` on two shared cores; loopback
 p50, 256 in flight 0.87x the rate, bodies of 1 MiB 0.67x the rate, a new connection 2.3 ms instead of 0.5. A datagram
 takes 4 us to seal and 7 to open, a forged one 29 to refuse; a claim 50 us to sign, 190 to check, once.
 
-What is not promised. All holders of the mesh key can read all datagrams, and send what isn't signed under another's name:
-pings and acks (so one can keep a dead member from being suspected), load (so one can draw work to a node, or away from
-it), users' events, queries and their answers (so an event is no proof of who sent it: let it say "look", and fetch what
-it is about by a call, whose sender is proven). They can't forge claims or connections. A node that the CA revoked is out
-of all channels and of the table at once, but it holds the mesh key: until that is rotated it can read gossip and send
-the unsigned. So against a member that turns: revoke, and rotate the key.
+What is not promised. All holders of the mesh key can read all datagrams, and send what isn't signed under another's
+name: pings and acks (so one can keep a dead member from being suspected), load (so one can draw work to a node, or
+away from it), users' events, queries and their answers (so an event is no proof of who sent it: let it say "look",
+and fetch what it is about by a call, whose sender is proven). They can't forge claims or connections. A node that the
+CA revoked is out of all channels and of the table at once, but it holds the mesh key: until that is rotated it can
+read gossip and send the unsigned. So against a member that turns: revoke, and rotate the key.
 
-A packet that was recorded does nothing a second time in its mesh, and nothing in another. Over a restart of its receiver
-that rests on the receiver's life being named in it (`replay`); a first contact names none and rests on clocks: one that
-was opened just before a restart counts once more after it, if its sender's clock was further ahead than the restart
-took. Two meshes that share a key file answer each other's join requests, with a refusal. A ping that was recorded on
-its way to one node and is played to another gets that node's "not me", sealed. Clocks must agree within a minute. Who
-joins, and how much is sent where, can be seen by who watches the network.
+A packet that was recorded does nothing a second time in its mesh, and nothing in another. Over a restart of its
+receiver that rests on the receiver's life being named in it (`replay`); a first contact names none and rests on
+clocks: one that was opened just before a restart counts once more after it, if its sender's clock was further ahead
+than the restart took. Two meshes that share a key file answer each other's join requests, with a refusal. A ping that
+was recorded on its way to one node and is played to another gets that node's "not me", sealed. Clocks must agree
+within a minute. Who joins, and how much is sent where, can be seen by who watches the network.
 """

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 import os
 import signal
 import stat
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 
+from meshnode.cli import main
 from meshnode.security.keyfile import load_keys
 from tests.e2e.conftest import Cluster, RunningNode, wait_until
 
@@ -37,6 +45,27 @@ def written(folder: Path, without: set[Path]) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def here(cluster: Cluster, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: what it does to files needs none of its own."""
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, cluster.environment, clear=True),
+        patch.object(sys, "argv", ["meshnode", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(error),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    assert not (check and code), error.getvalue()
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
+
+
+def json_here(cluster: Cluster, *arguments: str) -> Any:
+    return json.loads(here(cluster, *arguments, "--json").stdout)
+
+
 def key_ids(node: RunningNode) -> list[str]:
     found: list[str] = httpx.get(f"http://{node.http}/security").json()["keys"]
     return found
@@ -44,11 +73,11 @@ def key_ids(node: RunningNode) -> list[str]:
 
 def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
     first, second, stranger = (cluster.folder / name for name in ("first.key", "second.key", "stranger.key"))
-    made = cluster.meshnode("keygen", "--out", str(first))
+    made = here(cluster, "keygen", "--out", str(first))
     assert stat.S_IMODE(first.stat().st_mode) == 0o600
     assert "--mesh-key" in made.stderr
-    assert cluster.meshnode("keygen", "--out", str(first), check=False).returncode == 2  # never over another
-    cluster.meshnode("keygen", "--out", str(stranger))
+    assert here(cluster, "keygen", "--out", str(first), check=False).returncode == 2  # never over another
+    here(cluster, "keygen", "--out", str(stranger))
     second.write_bytes(first.read_bytes())
     second.chmod(0o600)
 
@@ -67,11 +96,11 @@ def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
     assert cluster.states(a) == {"alive": 2}
 
     # A new key, everywhere accepted, then used, then the only one; first told by the command line, then by SIGHUP.
-    cluster.meshnode("keys", "install", "--mesh-key", str(first))
+    here(cluster, "keys", "install", "--mesh-key", str(first))
     new = load_keys(first).keys[1].key_id
     for command in ((), ("use", new), ("remove", load_keys(first).keys[0].key_id)):
         if command:
-            told = cluster.json("keys", *command, "--mesh-key", str(first))
+            told = json_here(cluster, "keys", *command, "--mesh-key", str(first))
             assert told["reloaded"] == ["a"]
         second.write_bytes(first.read_bytes())
         b.process.send_signal(signal.SIGHUP)
@@ -107,24 +136,24 @@ def test_a_mesh_without_a_key_stays_on_this_machine(cluster: Cluster) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="needs a file of another user: run as root")
 def test_a_key_file_mounted_by_a_runtime_is_taken_as_it_is(cluster: Cluster) -> None:
     path = cluster.folder / "mesh.key"
-    cluster.meshnode("keygen", "--out", str(path))
+    here(cluster, "keygen", "--out", str(path))
     path.chmod(0o444)
     os.chown(path, 12345, 12345)
-    assert len(cluster.json("keys", "list", "--mesh-key", str(path))) == 1
+    assert len(json_here(cluster, "keys", "list", "--mesh-key", str(path))) == 1
     os.chown(path, 0, 0)
-    refused = cluster.meshnode("keys", "list", "--mesh-key", str(path), check=False)
+    refused = here(cluster, "keys", "list", "--mesh-key", str(path), check=False)
     assert f"chmod 600 {path}" in refused.stderr
 
 
 def test_an_authority_certifies_and_revokes_nodes(cluster: Cluster) -> None:
     key, ca = cluster.folder / "mesh.key", cluster.folder / "mesh-ca.key"
     data = {name: cluster.folder / f"data-{name}" for name in ("a", "b", "bare")}
-    cluster.meshnode("keygen", "--out", str(key))
-    cluster.meshnode("ca", "init", "--out", str(ca), "--mesh-key", str(key))
+    here(cluster, "keygen", "--out", str(key))
+    here(cluster, "ca", "init", "--out", str(ca), "--mesh-key", str(key))
     assert stat.S_IMODE(ca.stat().st_mode) == 0o600
-    cluster.meshnode("ca", "sign", "--ca", str(ca), "--data-dir", str(data["a"]))
-    b_id = cluster.json("ca", "request", "--data-dir", str(data["b"]))["node_id"]
-    cluster.meshnode("ca", "sign", b_id, "--ca", str(ca), "--out", str(data["b"] / "identity.cert"))
+    here(cluster, "ca", "sign", "--ca", str(ca), "--data-dir", str(data["a"]))
+    b_id = json_here(cluster, "ca", "request", "--data-dir", str(data["b"]))["node_id"]
+    here(cluster, "ca", "sign", b_id, "--ca", str(ca), "--out", str(data["b"] / "identity.cert"))
 
     a = cluster.start("a", arguments=("--mesh-key", str(key), "--data-dir", str(data["a"])))
     b = cluster.start("b", a.seed, arguments=("--mesh-key", str(key), "--data-dir", str(data["b"])))
@@ -136,7 +165,7 @@ def test_an_authority_certifies_and_revokes_nodes(cluster: Cluster) -> None:
     assert bare.returncode == 1
     assert "meshnode ca sign" in bare.stderr
 
-    cluster.meshnode("ca", "revoke", b_id, "--ca", str(ca), "--node", "a")
+    here(cluster, "ca", "revoke", b_id, "--ca", str(ca), "--node", "a")
     assert b.process.wait(15) == 1
     assert "revoked this node" in b.log.read_text()
     assert cluster.state_of("b", at=a) == "left"

@@ -40,6 +40,14 @@ async def test_five_nodes_that_know_one_seed_converge() -> None:
             assert peer.membership.mesh_id == seed.membership.mesh_id
 
 
+async def test_fifty_nodes_that_join_one_seed_at_once_converge() -> None:
+    async with Mesh(LAN) as mesh:
+        seed = await mesh.start("n0")
+        await asyncio.gather(*(mesh.start(f"n{i}", seed, timeout_s=60) for i in range(1, 50)))
+        await wait_until(mesh.converged)
+        assert all(len(peer.introduced) == 49 for peer in mesh.peers)
+
+
 async def test_a_killed_node_is_seen_dead_by_all_on_the_lan_profile() -> None:
     async with Mesh(LAN) as mesh:
         seed = await mesh.start("n0")
