@@ -244,7 +244,7 @@ async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack)
     from meshnode.observe.http import build
     from meshnode.observe.server import HttpServer
 
-    server = HttpServer(build(node, token=node.token), listener)
+    server = HttpServer(build(node, token=node.token, hosts=[host_of(node.config)]), listener)
     stack.push_async_callback(server.close)
     await server.start()
 

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -172,6 +173,30 @@ async def test_a_node_that_can_not_go_on_ends_with_its_error(meshnode: CommandLi
     with pytest.raises(MeshError, match="this node's identity"):
         await start_command._run(node, asyncio.Event())
     assert not list((meshnode.directory / "run" / "nodes").iterdir())
+
+
+async def test_a_node_with_a_token_file_is_changed_from_elsewhere_by_who_has_the_token(
+    start: Start, meshnode: CommandLine, tmp_path: Path
+) -> None:
+    right, wrong = tmp_path / "token", tmp_path / "wrong"
+    right.write_text("correct-horse-battery-staple\n")
+    wrong.write_text("incorrect-horse-battery-staple\n")
+    addresses = ("--http-bind", "0.0.0.0", "--advertise", "node-a.example")
+    node = await start("a", "--token-file", str(right), *addresses)
+    elsewhere = {"MESHNODE_RUNTIME_DIR": str(tmp_path / "elsewhere")}
+    leave = ("leave", "--node", node["http"], "--json")
+    assert (await meshnode.run("members", "--node", node["http"], **elsewhere)).code == 0
+    assert (await meshnode.run(*leave, **elsewhere)).code == 1
+    assert (await meshnode.run(*leave, **elsewhere, MESHNODE_TOKEN_FILE=str(wrong))).code == 1
+    for host, status in (("node-a.example", 200), ("else.example", 421)):
+        request = urllib.request.Request(f"http://{node['http']}/healthz", headers={"Host": host})
+        try:
+            answered = (await asyncio.to_thread(urllib.request.urlopen, request, timeout=30)).status
+        except urllib.error.HTTPError as error:
+            answered = error.code
+        assert (host, answered) == (host, status), "who asks by the advertised name means this node"
+    assert (await meshnode.run(*leave, **elsewhere, MESHNODE_TOKEN_FILE=str(right))).code == 0
+    await ended(node["process"])
 
 
 async def test_a_signal_ends_a_node_that_is_still_joining(meshnode: CommandLine) -> None:
