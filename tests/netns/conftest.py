@@ -251,7 +251,7 @@ def in_lab(folder: Path, profile: str, names: tuple[str, ...] = NAMES) -> Iterat
         key = folder / "mesh.key"
         made = lab.meshnode("a", "keygen", "--out", str(key))
         assert made.returncode == 0, made.stderr
-        lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key), **environment}
+        lab.environment = {"MESHNODE_GOSSIP_PROFILE": profile, "MESHNODE_KEY_FILE": str(key)}
         yield lab
     finally:
         lab.close()
@@ -260,6 +260,7 @@ def in_lab(folder: Path, profile: str, names: tuple[str, ...] = NAMES) -> Iterat
 def open_lab(folder: Path, profile: str, **environment: str) -> Iterator[Lab]:
     """A lab with a keyed node on each host, all alive."""
     with in_lab(folder, profile) as lab:
+        lab.environment |= environment
         lab.start_all()
         yield lab
 

@@ -89,6 +89,18 @@ def test_a_host_that_nobody_hears_is_given_up_and_returns_when_it_is_heard_again
 
 
 @pytest.fixture(scope="module")
+def without_udp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    yield from open_lab(Path(tmp_path_factory.mktemp("tcp")), "local", MESHNODE_GOSSIP_TRANSPORT="tcp")
+
+
+def test_hosts_that_gossip_over_tcp_give_up_one_that_is_cut_off_and_find_it_again(without_udp: Lab) -> None:
+    without_udp.cut_both_ways("a", "b", "c")
+    wait_until(lambda: alone(without_udp, "a"), "both sides to give each other up")
+    without_udp.heal()
+    wait_until(without_udp.converged, "both sides to find each other")
+
+
+@pytest.fixture(scope="module")
 def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield from open_lab(Path(tmp_path_factory.mktemp("lan")), "lan")
 
