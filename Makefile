@@ -16,7 +16,8 @@ docker-test: $(READY)  ## nodes in containers; needs a Docker engine, or: sh .ci
 	$(BIN)/python -m pytest -m docker tests/docker
 
 # Simulations of which `make test` lives through some seeds and `make seeds` through SEEDS; one line each.
-SEEDED := tests/simulation/bft/test_simulation.py
+SEEDED := tests/simulation/raft/test_seeds.py
+SEEDED += tests/simulation/bft/test_simulation.py
 SEEDED += tests/simulation/bft/test_selection.py
 SEEDS ?= 2000
 
@@ -32,8 +33,10 @@ bench: $(READY)  ## each figure with its anchor beside it in the same run
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-soak: $(READY)  ## long, bounded runs: SEEDS=10000 make soak
+soak: $(READY)  ## long, bounded runs: make soak SEEDS=50000
 	$(BIN)/python -m pytest -m soak -n 2
+	SEEDS=$(if $(filter environment command,$(firstword $(origin SEEDS))),$(SEEDS),10000) \
+		$(BIN)/python -m pytest -q -n 2 --dist load $(SEEDED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
