@@ -1,8 +1,8 @@
 """What this node still has to pass on, and what goes into the next datagram.
 
 Each update is sent a bounded number of times; those sent least often go first, the newest among them before older
-ones (SWIM §4.1). Three queues share a datagram so that none starves another: users' events have a reserved quarter,
-load an eighth, while they have something to say; what membership leaves is theirs too.
+ones (SWIM §4.1). Three queues share a datagram so that none starves another: users' events have a reserved quarter
+(or what one of them takes), load an eighth, while they have something to say; what membership leaves is theirs too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class Queue:
         tier = self._tier_of.pop(key, None)
         if tier is not None:
             del self._tiers[tier][key]
+
+    def next_bytes(self) -> int:
+        """What the update that goes first takes in a datagram; 0 if there is none."""
+        for updates in self._tiers:
+            if updates:
+                return len(updates[next(reversed(updates))]) + ITEM_BYTES
+        return 0
 
     def take(self, room: int, limit: int, into: list[bytes]) -> int:
         """Append to `into` what fits in `room` bytes; each update is given out `limit` times. Returns the room left."""
@@ -88,8 +95,9 @@ class Broadcasts:
         chosen = list(first)
         for update in first:
             room -= len(update) + ITEM_BYTES
-        for_shouts = room // 4 if len(self.shouts) else 0
         for_load = room // 8 if len(self.load) else 0
+        # A quarter, or as much as one event takes: one of half a kilobyte must get through, too.
+        for_shouts = min(room - for_load, max(room // 4, self.shouts.next_bytes())) if len(self.shouts) else 0
         left = self.membership.take(room - for_shouts - for_load, limit, chosen)
         left = self.shouts.take(left + for_shouts, limit, chosen)
         # Load is repeated less: the next one comes soon.

@@ -20,6 +20,7 @@ from weakref import WeakSet
 import msgspec
 import structlog
 
+from meshnode.addresses import join_address, split_address
 from meshnode.errors import InvalidInput, JoinError, MeshError, TooLarge, Unreachable
 from meshnode.membership.authority import Authority
 from meshnode.membership.datagrams import Carrier, Datagrams, Dropped, Envelope, Plain
@@ -250,6 +251,16 @@ class Membership:
     def set_programs(self, programs: Iterable[str]) -> None:
         """Replace the programs this node offers and tell everybody. Raises TooLarge."""
         self._describe(programs=tuple(sorted(programs)))
+
+    def move(self, host: str) -> None:
+        """Say that this node is reached at another host from now on, at the same ports. Raises TooLarge."""
+        me = self._swim.me
+
+        def moved(address: str) -> str:
+            return join_address(host, split_address(address)[1])
+
+        channels = {name: f"tcp://{moved(place.removeprefix('tcp://'))}" for name, place in me.channels.items()}
+        self._describe(address=moved(me.address), channels=channels)
 
     def knock(self, node_id: str) -> None:
         """Tell a member who we are, before we connect to it."""

@@ -374,12 +374,16 @@ def test_each_update_is_sent_as_often_as_the_limit_says(limit: int, count: int) 
     assert sorted(given_out) == sorted(at.to_bytes(4, "big") for at in range(count) for _ in range(limit))
 
 
-def test_users_events_have_their_share_however_much_membership_has_to_say() -> None:
+@pytest.mark.parametrize("size", [200, 600])
+def test_users_events_have_their_share_however_much_membership_and_load_have_to_say(size: int) -> None:
     broadcasts = Broadcasts()
     for at in range(1000):
         broadcasts.membership.put(at, bytes(200))
-    broadcasts.shouts.put("event", b"e" * 200)
-    assert b"e" * 200 in broadcasts.take(1200, 4)
+        broadcasts.load.put(at, bytes(50))
+    broadcasts.shouts.put("event", b"e" * size)
+    taken = broadcasts.take(1200, 4)
+    assert b"e" * size in taken
+    assert sum(len(update) + 3 for update in taken) <= 1200
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
