@@ -159,3 +159,8 @@ def test_addresses_split_and_join(address: str) -> None:
 @pytest.mark.parametrize("host", ["host", "127.0.0.1", "::1", "[::1]"])
 def test_a_host_alone_has_no_port(host: str) -> None:
     assert not has_port(host)
+
+
+def test_the_operators_page_names_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    assert [name for name in Config.model_fields if f"`{name}`" not in page] == []
