@@ -18,11 +18,11 @@ from meshnode.integrations.dspy import cache
 from meshnode.integrations.dspy.cache import MeshCache, Refused, decode, encode
 from meshnode.integrations.dspy.sharing import share_in_worker
 from meshnode.integrations.dspy.worker import adapt
-from meshnode.lm_cache import DOOR_VARIABLE, TAG
+from meshnode.lm_cache import DOOR_VARIABLE
 from meshnode.values import pack, unpack
 from tests.e2e.conftest import Cluster, RunningNode, wait_until
 from tests.meshnode.integrations.dspy import app as programs
-from tests.meshnode.integrations.dspy.conftest import a_model, start_node
+from tests.meshnode.integrations.dspy.conftest import a_model
 from tests.meshnode.integrations.dspy.model import Model
 
 pytestmark = [pytest.mark.xdist_group("dspy"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -98,25 +98,6 @@ def test_an_answer_paid_for_by_the_caller_is_a_hit_on_a_node(
     wait_until(stored(nodes, entries), "the answer on both nodes")
     assert ask(mesh, "node-2", "the caller pays") == "unknown"
     assert model.total - before == 1
-
-
-def test_an_owner_that_dies_costs_no_failure(
-    mesh: meshnode.BlockingMesh, nodes: Cluster, model: Model, in_memory: None
-) -> None:
-    third = start_node(nodes, "node-3", nodes.nodes[0].seed)
-    try:
-        wait_until(lambda: sum(TAG in m.tags and m.state == "alive" for m in mesh.members()) == 3, "three holders")
-        questions = [f"owner {number}" for number in range(6)]
-        with dspy.context(lm=a_model(model, cache=True)), mesh.share_cache():
-            program = dspy.Predict("question -> answer")
-            for question in questions[:3]:
-                program(question=question)
-            third.kill()
-            assert [ask(mesh, "node-1", question) for question in questions] == ["unknown"] * 6
-            assert [program(question=question).answer for question in questions] == ["unknown"] * 6
-    finally:
-        third.kill()
-        nodes.nodes.remove(third)
 
 
 def test_only_what_is_cached_is_shared(mesh: meshnode.BlockingMesh, model: Model, in_memory: None) -> None:
