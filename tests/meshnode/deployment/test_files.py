@@ -81,6 +81,7 @@ def test_the_manifests_parts_fit_together_and_its_settings_are_ours(monkeypatch:
     config = Config.load()
     name, replicas = service["metadata"]["name"], sets["replicas"]
     assert config.seeds == tuple(f"{name}-{number}.{name}:7700" for number in range(replicas))
+    assert config.bootstrap_expect == replicas
     assert (config.name, config.advertise, config.http_bind) == ("meshnode-1", "10.1.2.3", "0.0.0.0")
     assert pod["enableServiceLinks"] is False
     monkeypatch.setenv("MESHNODE_PORT", "tcp://10.0.0.1:7700")  # as with service links it would be
