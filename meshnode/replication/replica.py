@@ -106,7 +106,7 @@ class Replica:
         self._failed = failed
         self._settings = settings or Settings()
         self._core = Raft(node_id, self._settings, rng, store.stored)
-        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed)
+        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed, rest=self._rest)
         self._batches = Batches()
         self._accepting: deque[Sequence[Batch]] = deque()  # handed to the core, `Accepted` not performed yet
         self._waiting: list[Batch] = []
@@ -224,6 +224,8 @@ class Replica:
 
     def receive(self, source: str, raw: bytes) -> None:
         """A message of Raft arrived."""
+        if self._core.state.leadership is not None and (due := self.tick()):
+            self._run(due)  # it may have rested: what arrives happens now
         try:
             self._run(self._core.step(source, decode(raw)))
         except (ProtocolViolation, msgspec.MsgspecError) as error:
@@ -245,6 +247,15 @@ class Replica:
             return []
         self._ticked += ticks * TICK_S
         return self._core.tick(ticks)
+
+    def _rest(self) -> int:
+        # A leader's core goes by the time that truly passed: with nothing to tell, it sleeps until its next heartbeat.
+        # All others count ticks, for a pause counts as one.
+        state = self._core.state
+        leadership, idle = state.leadership, state.commit_index == state.log.last_index
+        if leadership is None or not idle or leadership.announced_index < state.commit_index:
+            return 1
+        return leadership.heartbeat_at - state.now
 
     def advance(self) -> None:
         """Called by the leader's own clock: keep the log's time going while sessions live."""

@@ -29,6 +29,9 @@ class Driver(Generic[E]):
 
     `perform` returns None when the effect is done, or an awaitable that finishes when it is. An effect that raises
     stops the driver: `failed` gets the exception, for a core whose effects were skipped can't be trusted.
+
+    rest: how many ticks the core can do without the next one, asked after each; for cores that are told how much time
+    went by. It must not be needed sooner by what arrives meanwhile.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class Driver(Generic[E]):
         *,
         tick_s: float,
         failed: Callable[[Exception], None],
+        rest: Callable[[], int] = lambda: 1,
     ) -> None:
         self._core = core
+        self._rest = rest
         self._perform = perform
         self._tick_s = tick_s
         self._failed = failed
@@ -77,8 +82,12 @@ class Driver(Generic[E]):
         if self._stopped:
             return
         # A loop that was held up must not fire a burst of ticks: to the core, time simply went slower.
-        self._arm(loop, max(due, loop.time()) + self._tick_s)
-        self.run(self._core.tick())
+        due = max(due, loop.time())
+        try:
+            self.run(self._core.tick())
+        finally:
+            if not self._stopped:
+                self._arm(loop, due + self._tick_s * max(1, self._rest()))
 
     def _drain(self) -> None:
         self._performing = True

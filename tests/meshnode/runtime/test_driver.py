@@ -106,3 +106,21 @@ async def test_a_failed_effect_stops_the_driver_and_says_so(when: str) -> None:
     driver.run(["send"])
     assert done == []
     await driver.stop()
+
+
+async def test_a_core_that_rests_is_left_alone_for_so_many_ticks() -> None:
+    resting, busy = Counting(), Counting()
+    six = asyncio.Event()
+
+    def count(effect: str) -> None:
+        if effect == "tick 6":
+            six.set()
+
+    slow = Driver(resting, lambda _: None, tick_s=0.01, failed=fail, rest=lambda: 100_000)
+    quick = Driver(busy, count, tick_s=0.01, failed=fail)
+    slow.start()
+    quick.start()
+    await six.wait()
+    assert resting.ticks == 1
+    await slow.stop()
+    await quick.stop()
