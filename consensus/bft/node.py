@@ -20,12 +20,12 @@ justified proposal after h has a parent p >= h, and by induction p's value is v.
 
 Purity and order. No clock, socket, disk or randomness; `sign`, `verify` and `validate` are functions given in. Effects
 are performed strictly in order: `Persist(ballot)` is durable before the vote behind it is sent, and a validator that
-restarts hands what it persisted back in as `signed`; it then signs nothing that contradicts it. Time is a tick.
+restarts hands what it persisted back in as `signed`; it then signs nothing that contradicts it. A value is persisted
+with the first vote for it, so that one that was notarized is never lost. Time is a tick.
 
 Bounds. A liar makes us keep at most one vote a phase and one value of MAX_VALUE_BYTES an iteration, for the iterations
 up to ITERATIONS_AHEAD from here; one proof of equivocation; and answers to one question in `resend` ticks. A validator
-that has decided only answers where others stand. Values are in memory: if all who notarized a value restart before it
-is decided, it is lost, and the round may end undecided.
+that has decided only answers where others stand.
 
 What is not promised: a decision, when more than f validators are faulty or the network never delivers. Then `Undecided`
 comes after `deadline_ticks`, and whoever asked falls back. A decision seen later is still reported.
@@ -34,8 +34,8 @@ comes after `deadline_ticks`, and whoever asked falls back. A decision seen late
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from consensus.bft.certificate import Verify, certificate_error
@@ -58,11 +58,12 @@ ITERATIONS_AHEAD = 16  # votes further ahead are dropped: a liar must not fill o
 
 @dataclass(frozen=True)
 class Persist:
-    """Make durable that we signed this; then go on."""
+    """Make durable that we signed this; then go on. value: what we voted for, the first time; it must not get lost."""
 
     iteration: int
     phase: int
     value_digest: bytes
+    value: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Simplex:
         verify: Verify,
         validate: Callable[[bytes], bool],
         timing: Timing = Timing(),
-        signed: Iterable[Persist] = (),
+        signed: Sequence[Persist] = (),
     ) -> None:
         self.round = the_round
         self.me = me
@@ -146,6 +147,10 @@ class Simplex:
         self._certificates: dict[tuple[int, int], Certificate] = {}
         self._proposals: dict[int, Proposal] = {}
         self._values: dict[bytes, bytes] = {}
+        for ballot in signed:
+            if ballot.value:
+                self._values[ballot.value_digest] = ballot.value
+        self._durable = set(self._values)  # digests of values that are on disk
         self._finalized: Certificate | None = None
         self._equivocators: set[str] = set()
         self._answered: dict[str, int] = {}  # when each validator's question for a value was last answered, in ticks
@@ -231,7 +236,7 @@ class Simplex:
         vote = self._mine.get((iteration, phase))
         if vote is None:
             if (iteration, phase) not in self._signed:
-                effects.append(Persist(iteration, phase, digest))
+                effects.append(Persist(iteration, phase, digest, self._to_keep(phase, digest)))
                 self._signed[iteration, phase] = digest
             signature = self._sign(self.round.ballot(iteration, phase, digest).encode())
             vote = self._mine[iteration, phase] = Vote(iteration, phase, digest, self.me, signature)
@@ -239,6 +244,12 @@ class Simplex:
                 effects.append(Send(vote))
                 self._count(vote, effects)
         return vote
+
+    def _to_keep(self, phase: Phase, digest: bytes) -> bytes:
+        if phase is not Phase.NOTARIZE or digest in self._durable:
+            return b""
+        self._durable.add(digest)
+        return self._values[digest]
 
     # Iterations.
 

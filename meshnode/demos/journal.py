@@ -41,7 +41,7 @@ class Signed:
 
 
 _line_decoder = msgspec.json.Decoder(tuple[str, msgspec.Raw])
-_ballot_decoder = msgspec.json.Decoder(tuple[int, int, str])
+_ballot_decoder = msgspec.json.Decoder(tuple[int, int, str, bytes])
 _submission_decoder = msgspec.json.Decoder(Submit)
 _reveal_decoder = msgspec.json.Decoder(Reveal)
 
@@ -65,8 +65,8 @@ class Kept:
             kind, value = _line_decoder.decode(line)
             match kind:
                 case "ballot":
-                    iteration, phase, digest = _ballot_decoder.decode(value)
-                    found.ballots.append(Persist(iteration, phase, bytes.fromhex(digest)))
+                    iteration, phase, digest, voted_for = _ballot_decoder.decode(value)
+                    found.ballots.append(Persist(iteration, phase, bytes.fromhex(digest), voted_for))
                 case "submission":
                     found.submission = _submission_decoder.decode(value)
                 case "reveal":
@@ -79,7 +79,7 @@ class Kept:
             return
         match signed:
             case Persist():
-                line: object = ("ballot", (signed.iteration, signed.phase, signed.value_digest.hex()))
+                line: object = ("ballot", (signed.iteration, signed.phase, signed.value_digest.hex(), signed.value))
             case Submit():
                 line = ("submission", signed)
             case Reveal():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Vote, digest_of
 from consensus.bft.node import Decided, Effect, Equivocation, Persist, Send, Simplex, Timing
@@ -43,7 +43,7 @@ class Ring:
         """One that leads none of these."""
         return next(name for name in self.round.order if name not in {self.leader(i) for i in iterations})
 
-    def core(self, name: str, *, value: bytes | None = b"ok mine", signed: Iterable[Persist] = ()) -> Simplex:
+    def core(self, name: str, *, value: bytes | None = b"ok mine", signed: Sequence[Persist] = ()) -> Simplex:
         return Simplex(
             self.round,
             name,

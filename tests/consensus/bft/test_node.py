@@ -168,6 +168,36 @@ def test_a_restarted_signer_repeats_and_never_contradicts_itself() -> None:
     assert not [effect for effect in effects if isinstance(effect, Persist)], "it is durable already"
 
 
+def test_a_notarized_value_outlives_the_restart_of_who_voted_for_it() -> None:
+    core, _ = started(RING.leader(2))
+    effects = core.step("v0", RING.proposal(1, VALUE))
+    signed = [effect for effect in effects if isinstance(effect, Persist)]
+    assert [effect.value for effect in signed] == [VALUE]
+    again, _ = started(RING.leader(2), signed=signed, value=b"ok another")
+    (proposal,) = [
+        message
+        for message in sent(again.step("v0", RING.certificate(1, Phase.NOTARIZE, DIGEST)))
+        if isinstance(message, Proposal)
+    ]
+    assert (proposal.iteration, proposal.value) == (2, VALUE)
+
+
+def test_a_value_offered_late_is_proposed_by_who_leads_and_only_once() -> None:
+    core, effects = started(RING.leader(1), value=None)
+    assert sent(effects) == []
+    assert [type(message) for message in sent(core.offer(VALUE))] == [Proposal, Vote]
+    assert core.offer(b"ok other") == []
+    core, _ = started(RING.follower(1), value=None)
+    assert core.offer(VALUE) == []
+
+
+def test_what_is_heard_is_the_most_votes_of_the_latest_phase() -> None:
+    core, _ = started(RING.follower(1))
+    assert core.heard() == (1, 0)
+    core.step("v0", RING.vote("v0", 1, Phase.NOTARIZE, DIGEST))
+    assert core.heard() == (1, 1)
+
+
 def test_a_restarted_leader_with_another_value_proposes_nothing() -> None:
     _, effects = started(RING.leader(1), signed=[Persist(1, Phase.PROPOSE, DIGEST)])
     assert sent(effects) == []

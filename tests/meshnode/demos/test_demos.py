@@ -192,12 +192,13 @@ async def test_a_mesh_too_small_to_outvote_a_liar_says_so(nodes: Nodes) -> None:
 def test_what_was_signed_is_read_again_and_a_torn_line_is_not(tmp_path: Path) -> None:
     path = tmp_path / "demos" / "round.signed"
     kept = Kept(path)
-    kept.add(Persist(1, Phase.NOTARIZE, b"\xaa" * 32))
+    kept.add(Persist(1, Phase.NOTARIZE, b"\xaa" * 32, b"voted for"))
     kept.add(Persist(2, Phase.DUMMY, bytes(32)))
     with path.open("ab") as file:
         file.write(b"[3, 2")
     both = [Persist(1, Phase.NOTARIZE, b"\xaa" * 32), Persist(2, Phase.DUMMY, bytes(32))]
     assert Kept(path).read().ballots == both
+    assert [ballot.value for ballot in Kept(path).read().ballots] == [b"voted for", b""]
     kept.add(Persist(3, Phase.DUMMY, bytes(32)))
     assert Kept(path).read().ballots == [*both, Persist(3, Phase.DUMMY, bytes(32))], "the torn line is gone"
     assert Kept(None).read() == Signed()
