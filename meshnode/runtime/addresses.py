@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,24 @@ def host_of(config: Config) -> str:
     return _outgoing_host(config.seeds, socket.AF_INET6 if ":" in config.bind else socket.AF_INET)
 
 
+def may_move(config: Config) -> bool:
+    """Whether the address others use is the routing table's choice, and so may be another one later."""
+    return config.advertise is None and _is_wildcard(config.bind)
+
+
+def new_host_of(config: Config, host: str, peers: Iterable[str]) -> str | None:
+    """The host to advertise from now on, if this machine has lost the address it advertised; None while it has not.
+
+    peers: addresses of members ("host:port"), towards which the routing table is asked. A machine that moved to another
+    network, or a container that was put on one again, has a new address; one that only got a further one has not moved.
+    """
+    if not may_move(config) or _is_here(host):
+        return None
+    literal = [address for address in (*config.seeds, *peers) if _is_ip(split_address(address)[0])]
+    found = _outgoing_host(literal, socket.AF_INET6 if ":" in config.bind else socket.AF_INET)
+    return None if ipaddress.ip_address(found).is_loopback else found
+
+
 def advertised_port(config: Config, offset: int, bound: int) -> int:
     """The port that others should use for what listens on `bound`, `offset` above the base port."""
     if config.advertise is not None and has_port(config.advertise):
@@ -50,6 +69,24 @@ def _is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return host in ("", "*")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_here(host: str) -> bool:
+    """Whether this machine has that address: only then can it be bound."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _outgoing_host(seeds: Sequence[str], family: socket.AddressFamily) -> str:

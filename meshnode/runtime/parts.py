@@ -16,7 +16,7 @@ import structlog
 from channels.errors import AddressInUse
 from channels.transport import ChannelName, Channels
 from channels.zeromq import open_channels
-from meshnode.config import Config, join_address, split_address
+from meshnode.addresses import join_address, split_address
 from meshnode.demos import Demos
 from meshnode.errors import ConfigError, MeshError, from_fault
 from meshnode.evaluation.messages import RunTask
@@ -30,7 +30,7 @@ from meshnode.mesh import Member
 from meshnode.observe.health import model_health
 from meshnode.replication.messages import RAFT
 from meshnode.replication.service import Replication
-from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address
+from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address, may_move, new_host_of
 from meshnode.runtime.events import NodeEvents
 from meshnode.runtime.supervision import Supervisor
 from meshnode.runtime.work import Work
@@ -40,11 +40,13 @@ from meshnode.variables import Variables
 
 if TYPE_CHECKING:
     from meshnode.app import App
+    from meshnode.config import Config
     from meshnode.lm_cache.service import LmCache
     from meshnode.runtime.node import Node
 
 log = structlog.get_logger("meshnode.parts")
 
+_ADDRESS_S = 2.0  # between looks whether this machine still has the address it advertises
 PEERS_FILE = "peers.json"  # in the data directory
 CHANNEL_OFFSETS: dict[ChannelName, int] = {"inference": 1, "coordination": 2, "telemetry": 3, "real_time": 4}
 
@@ -83,11 +85,23 @@ class Parts:
         warn_if_open(self.config, self.secured)
         if self.secured is not None:
             self.supervisor.start("certificates", self.secured.watch_certificates)
+        if may_move(self.config):
+            self.supervisor.start("own address", self._follow_address)
         await self.replication.start(mesh_id, founder=founded or is_founding(config.data_dir))
         end_founding(config.data_dir)
         self.work.follow(self.replication, self.variables.all)
         if self.variables.declared:
             self.supervisor.start("declared variables", self.variables.register_declared)
+
+    async def _follow_address(self) -> None:
+        while True:
+            await asyncio.sleep(_ADDRESS_S)
+            me = self.membership.me
+            peers = [member.address for member in self.membership.members() if member.node_id != me.node_id]
+            host = new_host_of(self.config, split_address(me.address)[0], peers)
+            if host is not None:
+                log.warning("this machine has another address now", was=me.address, host=host)
+                self.membership.move(host)
 
     async def leave(self) -> None:
         """Hand over, say goodbye, and let the tasks that run come to their end."""

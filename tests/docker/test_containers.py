@@ -135,6 +135,35 @@ def test_a_container_cut_off_is_dead_to_the_others_until_its_network_is_back(mes
     assert value(cut, "meanwhile") == 1
 
 
+def test_a_container_that_comes_back_with_another_address_is_found_there(
+    engine: DockerClient, image: str, mesh: Mesh
+) -> None:
+    register(mesh.nodes[0], "moved")
+    leader = leader_of(mesh, mesh.nodes[0])
+    moving = other_than(mesh, leader, mesh.nodes[0])
+    before = moving.address
+    docker_network = mesh.network._unwrap_network
+    docker_network.disconnect(moving.container.id)
+    squatter = engine.client.containers.create(
+        image, ["-c", "sleep 600"], entrypoint="sh", labels={LABEL_SESSION_ID: SESSION_ID}
+    )
+    try:
+        docker_network.connect(squatter.id)
+        squatter.start()  # takes the first free address: the one that was given up
+        docker_network.connect(moving.container.id, aliases=[moving.name])
+        assert moving.address not in (None, before)
+        wait_until(lambda: moving.states() == dict.fromkeys(NAMES, "alive"), "it to find the others")
+        mesh.wait_converged()
+        wait_until(
+            lambda: f"{moving.address}:7700" in {member["address"] for member in leader.read("/members") or ()},
+            "the leader to know its new address",
+        )
+        leader.until_done("call", "echo", "1", "--to", moving.name)
+        write(moving, "moved", 1)
+    finally:
+        squatter.remove(force=True, v=True)
+
+
 def test_a_rolling_restart_of_all_loses_nothing(mesh: Mesh) -> None:
     names = {node.name: f"kept-{node.name}" for node in mesh.nodes}
     for name in names.values():
