@@ -22,8 +22,8 @@ The way of a request, module by module: `router` makes a struct and a future, `o
 peer, `codec` encodes them in C, a `wire` (`zmq_wire`, or `memory` with seeded faults) carries the packet, the peer's
 `inbox` decodes it and calls the handler, `service` runs what the handler started, and the reply comes back the same
 way. `peers` opens and closes links, `links` says what follows from that, `sweep` keeps time; `coordination`, `backlog`,
-`chunks`, `streams` and `topics` are what makes the channels differ; `security` keeps the door, and `local` does the
-same to worker processes.
+`chunks`, `streams` and `topics` are what makes the channels differ; `priority` says which thread goes first;
+`security` keeps the door, and `local` does the same to worker processes.
 
 The wire, for who wants to write another implementation
 =======================================================
@@ -75,9 +75,9 @@ beyond the fastest packet. Requests, events and publications past their deadline
 **Requests.** `id` is unique per sending process. Answer with one Response, or, if `stream`, with Parts and one End.
 A reader starts with credit for 32 parts. A sender keeps at most 1024 requests outstanding (or as Window says).
 
-**Chunks** (inference only). A body over 32 KiB goes as chunks of 128 KiB, each a packet of its own, a few (4, over long
-round trips up to 128) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged in the order
-they came. A ChunkAck with a fault refuses the transfer.
+**Chunks** (inference only). A body over 32 KiB goes as chunks of 512 KiB, each a packet of its own, the bytes of a few
+(3, over long round trips up to 32) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged
+in the order they came. A ChunkAck with a fault refuses the transfer.
 
 **Acknowledged delivery** (coordination only). Messages of kind 1 to 8 travel inside Reliable, but for Events of a
 protocol that repeats what matters by itself. `sequence` counts from 1 or more per session and receiver, `first` is the

@@ -1,6 +1,6 @@
 """Large bodies, in pieces: no body holds the loop, the wire, or the peer's memory beyond its limit.
 
-A body above `chunk_from` is cut into chunks; only a few of them are on the way to one peer at a time, whatever the
+A body above `chunk_from` is cut into chunks; only the bytes of a few are on the way to one peer at a time, whatever the
 number of bodies, which take turns. Each chunk is acknowledged when it was taken. The message itself follows the last
 chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of their own, so
 they are neither encoded nor decoded.
@@ -27,8 +27,8 @@ from channels.wire import Bytes
 
 #: Transfers that one peer may have begun and not finished here.
 MAX_TRANSFERS = 256
-#: Chunks on the way to one peer at most, 16 MiB.
-MAX_WINDOW = 128
+#: Chunks' worth of bytes on the way to one peer at most, 16 MiB.
+MAX_WINDOW = 32
 
 
 class Outgoing:
@@ -80,11 +80,12 @@ class Pace:
 class Lane:
     """All that goes to and comes from one peer in chunks."""
 
-    __slots__ = ("incoming", "incoming_bytes", "pace", "refused", "sent_at", "waiting", "waiting_bytes")
+    __slots__ = ("incoming", "incoming_bytes", "pace", "refused", "sent_at", "under_way", "waiting", "waiting_bytes")
 
     def __init__(self, window: int) -> None:
         self.pace = Pace(window)
-        self.sent_at: deque[float] = deque()  # of the chunks under way; they are acknowledged in order
+        self.sent_at: deque[tuple[float, int]] = deque()  # of the chunks under way, each with its size, in order
+        self.under_way = 0  # their bytes
         self.waiting: deque[Outgoing] = deque()
         self.waiting_bytes = 0
         self.incoming: dict[int, list[Bytes]] = {}
@@ -139,13 +140,14 @@ class Chunks:
         if lane is None or peer.path is None:
             return
         size = self._spec.chunk_bytes
-        while lane.waiting and len(lane.sent_at) < lane.pace.window:
+        while lane.waiting and lane.under_way < lane.pace.window * size:
             out = lane.waiting[0]
             piece = out.body[out.next * size : (out.next + 1) * size]
             if not self._send(peer, Chunk(out.transfer, out.next, len(out.body)), piece):
                 return
             out.next += 1
-            lane.sent_at.append(time.monotonic())
+            lane.sent_at.append((time.monotonic(), len(piece)))
+            lane.under_way += len(piece)
             if out.next == out.chunks:
                 lane.waiting.popleft()
                 lane.waiting_bytes -= len(out.body)
@@ -189,7 +191,9 @@ class Chunks:
         """A chunk has arrived there: send the next, or stop if the transfer is refused."""
         lane = self._lane(peer)
         if lane.sent_at:
-            lane.pace.acknowledged(time.monotonic() - lane.sent_at.popleft())
+            sent_at, size = lane.sent_at.popleft()
+            lane.under_way -= size
+            lane.pace.acknowledged(time.monotonic() - sent_at)
         if ack.fault is not None:
             for out in lane.waiting:
                 if out.transfer == ack.transfer:

@@ -19,6 +19,8 @@ import zmq
 from zmq.backend import Socket, zmq_poll
 
 SAFETY_S = 0.5
+#: A socket that has had its share of the loop's time rests for so long; it can save up as much for a burst.
+REST_S = 0.001
 _NOBLOCK = int(zmq.NOBLOCK)
 # Asking costs a third of an `Again` that is raised, so it pays for the first packets of a wake-up; most have one.
 ASK_FIRST = 2
@@ -38,6 +40,7 @@ class LoopSocket:
         *,
         budget: int = 64,
         budget_s: float = 0.001,
+        share: float = 1.0,
     ) -> None:
         self.socket = socket
         self.loop = loop
@@ -45,11 +48,15 @@ class LoopSocket:
         self._drained = drained
         self._budget = budget
         self._budget_s = budget_s
+        self._share = share
+        self._left_s = REST_S  # of the loop's time
+        self._counted_at = 0.0  # when `_left_s` was last brought up to date
         self._again = False
         self._fruitful = False
         self._single = True  # the last wake-up brought one packet at most
         self._after_one = False  # this wake-up looks for what came with the packet of the last one
         self._closed = False
+        self._rest: asyncio.TimerHandle | None = None
         # zmq_poll reads the events as getsockopt(EVENTS) does, at a third of what that costs in pyzmq.
         self._items = [(socket, zmq.POLLIN)]
         self._fd: int = socket.FD
@@ -68,12 +75,33 @@ class LoopSocket:
         if not self._closed:
             self._closed = True
             _Look.no_more_after(self)
+            if self._rest is not None:
+                self._rest.cancel()
             self.loop.remove_reader(self._fd)
 
     def _has_closed(self) -> bool:
         return self._closed
 
     def _wake(self) -> None:
+        if self._share >= 1.0 or self._closed:
+            self._drain()
+        elif self._rest is not None:
+            zmq_poll(self._items, 0)  # or the descriptor would go on telling what we know
+        else:
+            began = time.monotonic()
+            self._left_s = min(REST_S, self._left_s + (began - self._counted_at) * self._share)
+            self._counted_at = began
+            self._drain()
+            self._left_s -= time.monotonic() - began
+            if self._left_s <= 0 and not self._has_closed():
+                self._again = True
+                self._rest = self.loop.call_later(max(REST_S, -self._left_s / self._share), self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        self._wake()
+
+    def _drain(self) -> None:
         self._again = False
         if self._closed:
             return

@@ -32,8 +32,8 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     queue_messages, queue_bytes: what may wait for one peer before the loss rule applies.
     in_flight: requests one peer may have outstanding here, and we there, before `Overloaded`.
     body_bytes: the largest body; chunk_from: bodies above it travel in chunks of chunk_bytes (0: never).
-    chunk_window: chunks on the way to one peer at a time, so that no body fills the wire or holds the loop; more are
-        let go only over a long round trip that does not grow with them (`channels.chunks.Pace`).
+    chunk_window: so many chunks' bytes are on the way to one peer at a time: no body fills the wire or holds the loop.
+        More are let go only over a long round trip that does not grow with them (`channels.chunks.Pace`).
     packet_bytes: a packet is closed once it holds so much; it bounds how long one decode may hold the loop.
     drain, drain_s: packets taken per wake-up of a socket, and the time after which no more are taken, before the loop
         gets its turn; the urgent channels drain more.
@@ -50,14 +50,17 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 1024
     body_bytes: int = 4 * MIB
     chunk_from: int = 0
-    chunk_bytes: int = 128 * KIB
-    chunk_window: int = 4
+    chunk_bytes: int = 512 * KIB
+    chunk_window: int = 3
     packet_bytes: int = 256 * KIB
     drain: int = 64
     drain_s: float = 0.001
     wire_packets: int = 256
     replay: int = 0
     stale_s: float = 30.0
+    share: float = 1.0
+    slice_s: float = 0.0
+    nice: int = 0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,8 +104,9 @@ INFERENCE = ChannelSpec(
     chunk_from=32 * KIB,
     packet_bytes=16 * KIB,
     drain_s=0.0002,
+    nice=5,
 )
-COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128)
+COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128, slice_s=0.0001)
 TELEMETRY = ChannelSpec(
     name="telemetry",
     port_offset=3,
@@ -111,6 +115,8 @@ TELEMETRY = ChannelSpec(
     packet_bytes=16 * KIB,
     drain=16,
     drain_s=0.0002,
+    share=0.3,
+    nice=5,
     replay=16,
 )
 REAL_TIME = ChannelSpec(
@@ -124,6 +130,7 @@ REAL_TIME = ChannelSpec(
     wire_packets=16,
     replay=1,
     stale_s=1.0,
+    slice_s=0.0001,
 )
 
 CHANNELS: tuple[ChannelSpec, ...] = (INFERENCE, COORDINATION, TELEMETRY, REAL_TIME)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from channels.codec import Codec
 from channels.errors import error_from_fault
 from channels.four import FourChannels
+from channels.priority import LOOP_SLICE_S, hurry
 from channels.router import Router
 from channels.security import Security
 from channels.spec import CHANNELS, ChannelSpec, Limits, Timing
@@ -39,6 +40,7 @@ async def open_channels(
 
     node_id: 1 to 100 characters, unique in the mesh. bind: an address of this machine, IPv4 or IPv6.
     make_error: turns a fault into what callers get raised. security: CURVE on every socket; None leaves it open.
+    The thread that runs the loop asks for short time slices (`channels.priority`).
     left(peer): a link to a peer is lost or does not come up, on any channel; not told of idle ones that are closed.
 
     Raises AddressInUse, naming the address, if a port is taken: nothing stays bound. Raises ValueError for a bad id.
@@ -72,6 +74,8 @@ async def open_channels(
             wire.close()
         await asyncio.gather(*(wire.terminated for wire in wires))
         raise
+
+    hurry(0, LOOP_SLICE_S)
 
     async def terminated() -> None:
         await asyncio.gather(*(wire.terminated for wire in wires))

@@ -27,12 +27,15 @@ from zmq.backend import Socket
 
 from channels.envelope import VERSION
 from channels.errors import AddressInUse, ChannelError
+from channels.priority import give_way, hurry, is_io_thread, threads
 from channels.security import Guard, Security
 from channels.socket import LoopSocket, receive
 from channels.spec import ChannelSpec, Limits, Timing
 from channels.wire import Path, Receiver, Sent
 
 CLOSE_LINGER_MS = 200
+#: By then a new I/O thread has mostly told its name.
+PRIORITIZE_AFTER_S = 0.1
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 send = Socket.send  # as `channels.socket.receive`
@@ -74,6 +77,7 @@ class ZmqWire:
         self._limits = limits
         self._security = security
         self._loop = asyncio.get_running_loop()
+        others = threads()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._guard = Guard(self._context, self._loop, security) if security else None
         self._inbound: dict[bytes, Path] = {}
@@ -95,8 +99,20 @@ class ZmqWire:
         except BaseException:
             self._context.destroy(linger=0)
             raise
+        self._threads = threads() - others
+        self._prioritizing = self._loop.call_later(PRIORITIZE_AFTER_S, self._prioritize)
         self._bound_loop = self._drive(self._bound, self._take_bound)
         self._connecting_loop = self._drive(self._connecting, self._take_connecting)
+
+    def _prioritize(self) -> None:
+        found = [thread for thread in self._threads if is_io_thread(thread)]
+        if not found and self._threads:  # on a very busy machine it has not come so far yet
+            self._prioritizing = self._loop.call_later(PRIORITIZE_AFTER_S, self._prioritize)
+        for thread in found:
+            if self._spec.slice_s:
+                hurry(thread, self._spec.slice_s)
+            if self._spec.nice:
+                give_way(thread, self._spec.nice)
 
     def _router(self, timing: Timing) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -152,7 +168,9 @@ class ZmqWire:
         self._monitors.append(monitor)
         self._loops.append(LoopSocket(monitor, self._loop, lambda head: event(monitor, head), _nothing))
         spec = self._spec
-        loop_socket = LoopSocket(socket, self._loop, take, self._drained, budget=spec.drain, budget_s=spec.drain_s)
+        loop_socket = LoopSocket(
+            socket, self._loop, take, self._drained, budget=spec.drain, budget_s=spec.drain_s, share=spec.share
+        )
         self._loops.append(loop_socket)
         return loop_socket
 
@@ -210,7 +228,7 @@ class ZmqWire:
             send(socket, frame, _NOBLOCK)
         else:
             send(socket, frame, _MORE)
-            send(socket, body, _NOBLOCK)
+            send(socket, body, _NOBLOCK, False)  # not copied: it is large
         return "sent"
 
     def flushed(self) -> None:
@@ -351,6 +369,7 @@ class ZmqWire:
 
     def close(self) -> None:
         """Close everything; packets handed over get a moment to leave."""
+        self._prioritizing.cancel()
         for loop_socket in self._loops:
             loop_socket.close()
         for socket in self._sockets:

@@ -12,28 +12,28 @@ def run(pace: Pace, *, way_s: float, chunks_per_s: float, acknowledgements: int 
 
 
 def test_on_a_short_way_the_window_stays_small() -> None:
-    pace = Pace(4)
-    run(pace, way_s=0.0003, chunks_per_s=14_000)  # 900 MB/s
-    assert 4 <= pace.window <= 8
+    pace = Pace(3)
+    run(pace, way_s=0.0003, chunks_per_s=3_500)  # 1.8 GB/s
+    assert 3 <= pace.window <= 6
 
 
 def test_on_a_long_way_the_window_fills_it() -> None:
-    pace = Pace(4)
-    run(pace, way_s=0.02, chunks_per_s=2_000)  # 125 MB/s at 20 ms: 40 chunks
-    assert 40 <= pace.window <= 60
+    pace = Pace(3)
+    run(pace, way_s=0.02, chunks_per_s=750)  # 390 MB/s at 20 ms: 15 chunks
+    assert 15 <= pace.window <= 25
 
 
 def test_the_window_is_bounded() -> None:
-    pace = Pace(4)
+    pace = Pace(3)
     run(pace, way_s=1.0, chunks_per_s=1e9)
     assert pace.window == MAX_WINDOW
 
 
 def test_the_window_shrinks_when_the_way_gets_busy_and_learns_a_new_one() -> None:
-    pace = Pace(4)
-    run(pace, way_s=0.02, chunks_per_s=4_000)
+    pace = Pace(3)
+    run(pace, way_s=0.02, chunks_per_s=1_000)
     wide = pace.window
-    run(pace, way_s=0.02, chunks_per_s=400, acknowledgements=500)
+    run(pace, way_s=0.02, chunks_per_s=100, acknowledgements=500)
     assert pace.window < wide / 2
-    run(pace, way_s=0.1, chunks_per_s=4_000, acknowledgements=20_000)  # a longer way is no queue for ever
+    run(pace, way_s=0.1, chunks_per_s=1_000, acknowledgements=20_000)  # a longer way is no queue for ever
     assert pace.window > wide
