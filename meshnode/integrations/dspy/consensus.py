@@ -70,7 +70,7 @@ class DemoConsensus(Teleprompter):
         self._on_progress = on_progress
         self.selection: Selection | None = None
 
-    def compile(self, student: Any, *, trainset: Sequence[Any], **_: Any) -> Any:
+    def compile(self, student: Any, *, trainset: Sequence[Any]) -> Any:
         """The program with the demos chosen from `trainset`. Raises InvalidInput if it is none of `mesh.remote`."""
         name = program_of(student)
         if name is None:

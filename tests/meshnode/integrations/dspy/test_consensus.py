@@ -32,7 +32,7 @@ def four(nodes: Cluster, shared_mesh: meshnode.BlockingMesh) -> Iterator[None]:
     for name in ("node-3", "node-4"):
         nodes.launch(name, nodes.nodes[0].seed, app=APP, arguments=("--workers", "1"))
     more = nodes.collect()
-    wait_until(lambda: sum(member.slots > 0 for member in shared_mesh.members()) == 4, "four nodes with slots")
+    wait_until(lambda: sum(member.slots > 0 for member in shared_mesh.members()) == 4, "four nodes with slots", 120)
     yield
     for node in more:
         node.terminate()
