@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -179,20 +181,25 @@ def test_a_killed_optimizer_resumes_where_it_was(
     command = [sys.executable, "-m", "tests.meshnode.integrations.dspy.optimise", nodes.nodes[0].seed, store]
     before = model.total
     model.latency_s = 0.05
-    first = subprocess.Popen(
-        command, cwd=ROOT, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_until(lambda: model.total - before >= 12, "the optimizer's twelfth question")
-    finally:
-        first.kill()
-        first.wait()
-        model.latency_s = 0.0
-    wait_until(lambda: model.in_flight == 0, "the last answers")
-    killed_at = model.total - before
-    second = subprocess.run(command, cwd=ROOT, env=nodes.environment, capture_output=True, text=True, check=True)
+    clients = subprocess.Popen(
+        command, cwd=ROOT, env=nodes.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with clients:
+        assert clients.stdout is not None
+        try:
+            first = int(clients.stdout.readline())  # told as soon as it has imported what it needs
+            wait_until(lambda: model.total - before >= 12, "the optimizer's twelfth question")
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: model.in_flight == 0, "the last answers")
+            model.latency_s = 0.0
+            killed_at = model.total - before
+            second, _ = clients.communicate("go on\n")
+        finally:
+            model.latency_s = 0.0
+            clients.kill()
     asked = model.total - before
-    told = json.loads(second.stdout.splitlines()[-1])
+    told = json.loads(second.splitlines()[-1])
     serial = dspy.BootstrapFewShotWithRandomSearch(metric=exact, max_bootstrapped_demos=2, num_candidate_programs=3)
     whole_before = model.total
     expected = serial.compile(mesh.local(mesh.remote("qa")), trainset=examples("train"), valset=examples("dev"))
