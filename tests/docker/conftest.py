@@ -22,7 +22,7 @@ from testcontainers.core.image import DockerImage
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from testcontainers.core.network import Network
 
-from tests.docker.containers import Mesh, new_key
+from tests.docker.containers import CLIENT, Mesh, new_key
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("founder", "node-2", "node-3", "node-4", "node-5")
@@ -39,7 +39,7 @@ def lacking(why: str) -> None:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[DockerClient]:
     try:
-        client = DockerClient()
+        client = DockerClient(**CLIENT)
     except Exception as error:  # the class is docker's, whose name our own folder hides from the type checker
         lacking(f"no Docker engine answers: {error}")
         raise
@@ -74,6 +74,7 @@ def image(engine: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Ite
     how: dict[str, Any] = {"buildargs": {"BASE_IMAGE": base}, "network_mode": "host"} if base else {}
     building = DockerImage(
         path=context,
+        docker_client_kw=CLIENT,
         dockerfile_path="docker/Dockerfile",
         tag=f"meshnode-test:{SESSION_ID[:8]}",
         **how,
@@ -88,7 +89,7 @@ def image(engine: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def network(engine: DockerClient) -> Iterator[Network]:
-    network = Network().create()
+    network = Network(docker_client_kw=CLIENT).create()
     yield network
     remove_all(engine)
 

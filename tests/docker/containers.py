@@ -22,6 +22,8 @@ PATIENCE_S = 90.0
 GOSSIP, HTTP = 7700, 7705
 APP = Path(__file__).with_name("app.py")
 Container: TypeAlias = Any  # docker's, whose name our own folder hides from the type checker
+#: A busy engine may take its time over one answer.
+CLIENT = {"timeout": 300}
 KEY_PATH = "/etc/meshnode/mesh.key"
 
 
@@ -164,7 +166,7 @@ class Mesh:
             **settings,
         }
         container = (
-            DockerContainer(self.image)
+            DockerContainer(self.image, docker_client_kw=CLIENT)
             .with_network(self.network)
             .with_network_aliases(name)
             .with_kwargs(hostname=name)

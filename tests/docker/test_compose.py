@@ -15,7 +15,7 @@ from testcontainers.core.docker_client import DockerClient
 from tests.docker.conftest import ROOT, lacking
 from tests.docker.containers import Node, new_key, wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
 Compose = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,7 +44,7 @@ def compose(engine: DockerClient, project: str, tmp_path: Path) -> Iterator[Comp
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [*found.stdout.split(), "-f", str(ROOT / "docker" / "compose.yaml"), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={**environment, **settings}, timeout=240
+            command, capture_output=True, text=True, cwd=tmp_path, env={**environment, **settings}, timeout=400
         )
 
     try:

@@ -13,7 +13,7 @@ from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from tests.docker.conftest import NAMES
 from tests.docker.containers import Mesh, Node, new_key, put, wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]  # the first to run builds the image
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]  # the first to run builds the image
 
 
 def other_than(mesh: Mesh, *nodes: Node) -> Node:

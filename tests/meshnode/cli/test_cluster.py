@@ -26,7 +26,7 @@ async def test_a_cluster_says_what_to_do_next_and_shows_its_logs(meshnode: Comma
         assert (wrong.code, wrong.error) == (1, "no node 'node-7' in the cluster; there is: node-1")
     finally:
         down = await meshnode.run("cluster", "down", "--json")
-    assert down.json == {"stopped": ["node-1"], "forced": []}
+    assert down.json["stopped"] == ["node-1"]
     assert (await meshnode.run("cluster", "logs")).error == "no cluster is up, so there are no logs"
 
 
