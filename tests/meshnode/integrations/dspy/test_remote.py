@@ -269,6 +269,16 @@ def test_what_can_not_travel_runs_here(mesh: meshnode.BlockingMesh) -> None:
     assert here() == before + 2
 
 
+async def test_a_streamed_program_runs_here_and_says_why(mesh: meshnode.BlockingMesh) -> None:
+    before = mesh.dspy_statistics().get("here", 0)
+    remote = mesh.remote("qa")
+    with dspy.context(lm=dspy.utils.DummyLM([{"reasoning": "r", "answer": "dummy"}])):
+        told = [part async for part in dspy.streamify(remote)(question="x")]
+    assert told[-1].answer == "dummy"
+    assert mesh.dspy_statistics()["here"] == before + 1
+    assert any("stream of the answer" in said for said in mesh._linked()._said)
+
+
 def test_a_nodes_model_out_of_reach_is_no_score_but_a_call_made_here(mesh: meshnode.BlockingMesh) -> None:
     before = mesh.dspy_statistics().get("here", 0)
     remote = mesh.remote("raising")
