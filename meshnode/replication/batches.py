@@ -19,13 +19,14 @@ from meshnode.replication.messages import LOST, UNKNOWN, Outcome
 class Batch:
     """Entries that are proposed together. `future` (None: nobody asks) gets their outcomes, in their order."""
 
-    __slots__ = ("entries", "future", "missing", "next_index", "outcomes", "term")
+    __slots__ = ("entries", "first_index", "future", "missing", "next_index", "outcomes", "term")
 
     def __init__(self, entries: Sequence[bytes], future: asyncio.Future[list[Outcome]] | None) -> None:
         self.entries = entries
         self.future = future
         self.missing = len(entries)
         self.outcomes: list[Outcome] = []
+        self.first_index = 0
         self.next_index = 0
         self.term = 0
 
@@ -58,7 +59,8 @@ class Batches:
         """The core took these, one after the other."""
         index = effect.first_index
         for batch in batches:
-            batch.next_index, batch.term = index, effect.term
+            batch.first_index = batch.next_index = index
+            batch.term = effect.term
             batch.entries = ()  # they are in the log now
             index += batch.missing
         assert index == effect.last_index + 1, "each entry belongs to a batch"

@@ -44,6 +44,7 @@ class Feed:
         self._complete_after = machine.index
         self.applied_index = machine.index
         self._news: set[asyncio.Event] = set()
+        self._pausing: set[asyncio.Event] = set()
 
     def add(self, applied_index: int, stretches: list[Stretch]) -> None:
         """More was applied."""
@@ -71,6 +72,21 @@ class Feed:
         for event in self._news:
             event.set()
 
+    def hurry(self) -> None:
+        """Let the streams bring what there is without a pause: somebody waits for it."""
+        for event in self._pausing:
+            event.set()
+
+    async def _pause(self, seconds: float) -> None:
+        event = asyncio.Event()
+        self._pausing.add(event)
+        timer = asyncio.get_running_loop().call_later(seconds, event.set)
+        try:
+            await event.wait()
+        finally:
+            timer.cancel()
+            self._pausing.discard(event)
+
     async def stream(self, index: int) -> AsyncIterator[Part]:
         """Everything after `index`, as it comes, without end."""
         news = asyncio.Event()
@@ -88,7 +104,7 @@ class Feed:
                 elif self.applied_index > index or leader != told_leader:
                     pause = told_at + PAUSE_S - clock()
                     if pause > 0 and self.applied_index - index < COMMANDS_A_PART:
-                        await asyncio.sleep(pause)
+                        await self._pause(pause)
                     told_at = clock()
                     stretches, end = self._after(index)
                     index, told_leader = end, leader

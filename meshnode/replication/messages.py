@@ -22,10 +22,14 @@ LOST, UNKNOWN = -5, -6
 
 
 class Proposed(msgspec.Struct, array_like=True, frozen=True):
-    """The outcomes, in the order of the entries; empty if this node does not lead: ask `leader`."""
+    """The outcomes, in the order of the entries; empty if this node does not lead: ask `leader`.
+
+    What has a machine's answer stands in the log, the first entry at `first_index`, the others behind it.
+    """
 
     outcomes: list[Outcome]
     leader: str | None = None
+    first_index: int = 0
 
 
 class Propose(Request[Proposed], array_like=True, frozen=True):

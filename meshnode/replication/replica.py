@@ -160,7 +160,7 @@ class Replica:
     async def close(self) -> None:
         """Stop, fail what waits, finish writing."""
         await self._driver.stop()
-        self._catch_up()
+        self.catch_up()
         if self._announcing is not None:
             self._announcing.cancel()
         tasks = {*self._loading, *([self._saving] if self._saving is not None else [])}
@@ -182,14 +182,13 @@ class Replica:
 
     # What it is asked.
 
-    def propose(self, entries: list[bytes]) -> asyncio.Future[list[Outcome]]:
-        """Append entries; the future gets their outcomes, or the Refused that says that none was taken."""
-        batch = Batch(entries, asyncio.get_running_loop().create_future())
-        assert batch.future is not None
+    async def propose(self, entries: list[bytes]) -> tuple[list[Outcome], int]:
+        """Append entries; their outcomes, and where the first stands. Raises the Refused that says none was taken."""
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        batch = Batch(entries, future)
         largest = max(map(len, entries))
         if largest > self._settings.max_entry_bytes:  # before it is mixed with others, who are not to blame
-            batch.refuse(EntryTooLarge(largest, self._settings.max_entry_bytes))
-            return batch.future
+            raise EntryTooLarge(largest, self._settings.max_entry_bytes)
         self._waiting.append(batch)
         if not self._flushing:
             self._flushing = True
@@ -198,7 +197,7 @@ class Replica:
             else:  # it would wait for company that mostly doesn't come; if it does, that goes on its own
                 asyncio.get_running_loop().call_soon(self._unflush)
                 self._propose_waiting()
-        return batch.future
+        return await future, batch.first_index
 
     def tell_commit(self, peer: str) -> None:
         """Let a follower know what is committed before it hears an answer: what it wrote, it shall be able to read."""
@@ -219,7 +218,7 @@ class Replica:
     def holds_lease(self) -> bool:
         """Whether the machine may be read at once on the strength of the leader's lease."""
         self._run(self.tick())  # the core must know all time that went by
-        self._catch_up()
+        self.catch_up()
         return self._core.holds_lease() and self._core.state.applied_index >= self._core.commit_index
 
     def receive(self, source: str, raw: bytes) -> None:
@@ -316,16 +315,16 @@ class Replica:
                 self._send(effect.to, self._encode(effect.message))
             case Apply():
                 if self._core.role is Role.LEADER or self._batches.is_waiting:
-                    self._catch_up()
+                    self.catch_up()
                     self._apply(effect)
                 else:
                     self._unapplied.append(effect)
                     if self._applying is None:
-                        self._applying = asyncio.get_running_loop().call_later(APPLY_S, self._apply_late)
+                        self._applying = asyncio.get_running_loop().call_later(APPLY_S, self.catch_up)
             case Accepted():
                 self._batches.accepted(effect, self._accepting.popleft())
             case ReadReady():
-                self._catch_up()
+                self.catch_up()
                 self._read_ready(effect)
             case ReadFailed():
                 for number in effect.ids:
@@ -333,7 +332,7 @@ class Replica:
                     if future is not None and not future.done():
                         future.set_exception(NotLeader(self._core.leader))
             case RoleChanged():
-                self._catch_up()
+                self.catch_up()
                 self._on_role(effect)
             case Configured():
                 self._changed()
@@ -342,7 +341,7 @@ class Replica:
             case StoreChunk():
                 self._store.store_chunk(effect)
             case Restore():
-                self._catch_up()
+                self.catch_up()
                 self._restore(effect)
 
     def _encode(self, message: Message) -> bytes:
@@ -353,19 +352,19 @@ class Replica:
             self._encoded = (message, raw)
         return raw
 
-    def _apply_late(self) -> None:
-        try:
-            self._catch_up()
-        except Exception as error:  # as the driver does: a machine that skipped an entry can't be trusted
-            self._failed(error)
-
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Apply now what is committed; somebody waits to see it."""
         if self._applying is not None:
             self._applying.cancel()
             self._applying = None
         effects, self._unapplied = self._unapplied, []
-        if effects:
+        if not effects:
+            return
+        try:
             self._apply(Apply(effects[0].first_index, [entry for effect in effects for entry in effect.entries]))
+        except Exception as error:  # as the driver does: a machine that skipped an entry can't be trusted
+            self._failed(error)
+            raise
 
     def _apply(self, effect: Apply) -> None:
         machine, first, entries = self.machine, effect.first_index, effect.entries

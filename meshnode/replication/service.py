@@ -90,6 +90,7 @@ class Replication:
             heard=self._on_heard,
             propose=self._propose_here,
             ask=ask,
+            applied=self._on_own_applied,
             settle=self._settle,
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
@@ -219,6 +220,8 @@ class Replication:
     async def reach(self, index: int, timeout_s: float = 10.0) -> None:
         """Return once what stands at `index` is applied here. Raises NoLeader."""
         self.follow()
+        if self._replica is not None:
+            self._replica.catch_up()
         await self._barriers.reach(index, timeout_s)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -284,6 +287,7 @@ class Replication:
         index = await self._own_read_index(caller.deadline - asyncio.get_running_loop().time())
         if index is None:
             raise NoLeader("this replica knows no leader; ask another", retry_after_s=0.1)
+        self._feed.hurry()  # the caller waits for the stream to bring it
         return index
 
     def _answer_follow(self, message: Follow, _caller: Caller) -> AsyncIterator[Part]:
@@ -312,7 +316,8 @@ class Replication:
         if self._replica is None or not self._replica.leads or not entries:
             return Proposed([], self.leader)
         try:
-            return Proposed(await self._replica.propose(entries), self.leader)
+            outcomes, first_index = await self._replica.propose(entries)
+            return Proposed(outcomes, self.leader, first_index)
         except EntryTooLarge as error:
             raise TooLarge(str(error)) from None
         except Backlogged as error:
@@ -381,6 +386,12 @@ class Replication:
         if changes:
             for listener in list(self._listeners):
                 listener(changes)
+
+    def _on_own_applied(self, first_index: int, entries: list[bytes]) -> None:
+        # Who follows the stream need not wait for it to bring what he wrote himself, if he has all before.
+        if first_index == self.machine.index + 1 and self._following is not None and not self._is_member:
+            changes = self.machine.apply_all(first_index, entries)[1]
+            self._on_applied(first_index + len(entries) - 1, [(first_index, entries)], changes)
 
     def _on_restored(self) -> None:
         self._on_stream_restored(self.machine.index)

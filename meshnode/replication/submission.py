@@ -103,8 +103,8 @@ class Submission(Generic[T]):
     """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
 
     propose(entries): this node's own core, if it leads. ask: the coordination channel's own request, for a Propose
-    that belongs to no trace: the way through the facade costs a task. settle(future, answer): give a write the
-    machine's answer.
+    that belongs to no trace: the way through the facade costs a task. applied(first_index, entries): these were
+    applied, wherever a machine is. settle(future, answer): give a write the machine's answer.
     """
 
     def __init__(
@@ -116,10 +116,12 @@ class Submission(Generic[T]):
         heard: Callable[[str | None], None],
         propose: Callable[[list[bytes]], Awaitable[Proposed]],
         ask: Ask,
+        applied: Callable[[int, list[bytes]], None],
         settle: Callable[[asyncio.Future[T], bytes], None],
     ) -> None:
         self._mesh = mesh
         self._ask_raw = ask
+        self._applied = applied
         self._settle = settle
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = 0  # writes that got no answer of the machine
@@ -261,7 +263,7 @@ class Submission(Generic[T]):
     def _landed(self, landed: asyncio.Future[Proposed | bytes]) -> None:
         flight = self._flights.pop(landed)
         answer, error = _read(landed)
-        if answer is not None and self._all_answered(flight.writes, answer.outcomes):
+        if answer is not None and self._all_answered(flight.writes, answer):
             self._pause_s = 0.0
             if self._queue:
                 self._soon()
@@ -290,10 +292,12 @@ class Submission(Generic[T]):
         self._queue.extendleft(reversed(again))
         self._later()
 
-    def _all_answered(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> bool:
+    def _all_answered(self, writes: Sequence[Write], answer: Proposed) -> bool:
         """Settle the writes if each has its answer, as nearly always; else do nothing."""
+        outcomes = answer.outcomes
         if len(outcomes) != len(writes) or set(map(type, outcomes)) != _ANSWERS:
             return False
+        self._applied(answer.first_index, [write.entry for write in writes])
         settle, drop = self._settle, self._open.drop
         for write, outcome in zip(writes, outcomes, strict=True):
             drop(write)
