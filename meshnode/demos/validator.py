@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ TICK_S = 0.05
 TIMING = Timing(timeout=20, growth=5, resend=6, deadline=1 << 30)  # the round's own deadline ends it
 PROPOSE_S = 5.0  # a leader that is gone is not waited for longer
 AGAIN_S = 0.25
+UNHEARD = 64  # messages on their way to one peer; more are dropped
 INBOX = 4096  # votes that wait; more are dropped, and said again
 #: The part of the time until the end after which a phase goes on without the silent.
 PATIENCE: dict[Phase, float] = {"candidates": 0.4, "commitments": 0.6, "reveals": 0.3}
@@ -101,6 +103,8 @@ class Validator:
         self._looked_at: tuple[RoundState, int, float | None] | None = None  # with its candidates and their best score
         self._inbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(INBOX)
         self._changed = asyncio.Event()
+        self._saying: set[asyncio.Task[None]] = set()
+        self._unheard: Counter[str] = Counter()  # messages on their way, by peer
 
     @property
     def state(self) -> RoundState | None:
@@ -132,6 +136,8 @@ class Validator:
             self._say_where("")
         finally:
             stop()
+            for saying in list(self._saying):
+                saying.cancel()
 
     # The steps through the log.
 
@@ -256,9 +262,20 @@ class Validator:
                         await self.say(peer, effect.message)
 
     async def say(self, peer: str, message: Message) -> None:
-        """Send a message of the vote; what is lost is said again."""
-        with contextlib.suppress(MeshError):
-            await self.mesh.cast(peer, Said(self.task.round_id, msgspec.msgpack.encode(message)))
+        """Hand over a message of the vote. What is lost is said again, so nobody waits for who does not acknowledge."""
+        if self._unheard[peer] >= UNHEARD:
+            return
+        self._unheard[peer] += 1
+        saying = asyncio.get_running_loop().create_task(self._cast(peer, msgspec.msgpack.encode(message)))
+        self._saying.add(saying)
+        saying.add_done_callback(self._saying.discard)
+
+    async def _cast(self, peer: str, raw: bytes) -> None:
+        try:
+            with contextlib.suppress(MeshError):
+                await self.mesh.cast(peer, Said(self.task.round_id, raw))
+        finally:
+            self._unheard[peer] -= 1
 
     # Telling.
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import msgspec
 
+from consensus.bft.messages import Status
 from consensus.selection.candidates import Candidate, merge
 from consensus.selection.scores import SCALE
 from meshnode.demos.bench import Bench
+from meshnode.demos.journal import Kept
 from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task
+from meshnode.demos.validator import UNHEARD, Validator
 from meshnode.errors import Overloaded, WorkerCrashed
 from meshnode.evaluation.messages import RunTask, TaskReply
 from meshnode.mesh import Member
@@ -107,3 +110,29 @@ async def test_a_dspy_program_makes_its_own_demos_from_the_state_it_is_given() -
     assert texts[2] == {"text": "t3", "answer": "a3"}
     assert all(state["step"] == {"signature": "s"} for state in workers.states)
     assert len(workers.states) == 3, "each example once"
+
+
+class Deaf(Workers):
+    """Nobody acknowledges anything."""
+
+    casts = 0
+
+    async def cast(self, _peer: str, _message: Any) -> None:
+        self.casts += 1
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_vote_waits_for_no_peer_that_does_not_acknowledge_and_keeps_few_messages_for_it() -> None:
+    mesh = Deaf(right)
+    task = Task("r1", "p", "exact", pack([{"text": "t"}]), 60.0)
+    validator = Validator(mesh, task, lambda _: b"", Kept(None))  # type: ignore[arg-type] # a stand-in
+    async with asyncio.timeout(30):
+        for number in range(UNHEARD + 10):
+            await validator.say("deaf", Status(number))
+        await validator.say("other", Status(1))
+        while mesh.casts < UNHEARD + 1:
+            await asyncio.sleep(0)
+    assert mesh.casts == UNHEARD + 1
+    for saying in list(validator._saying):
+        saying.cancel()
+    await asyncio.gather(*validator._saying, return_exceptions=True)
