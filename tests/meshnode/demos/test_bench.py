@@ -117,21 +117,26 @@ class Deaf(Workers):
 
     casts = 0
 
-    async def cast(self, _peer: str, _message: Any) -> None:
+    def __init__(self) -> None:
+        super().__init__(right)
+        self.other = asyncio.Event()  # the second peer was sent to
+
+    async def cast(self, peer: str, _message: Any) -> None:
         self.casts += 1
+        if peer == "other":
+            self.other.set()
         await asyncio.get_running_loop().create_future()
 
 
 async def test_a_vote_waits_for_no_peer_that_does_not_acknowledge_and_keeps_few_messages_for_it() -> None:
-    mesh = Deaf(right)
+    mesh = Deaf()
     task = Task("r1", "p", "exact", pack([{"text": "t"}]), 60.0)
     validator = Validator(mesh, task, lambda _: b"", Kept(None))  # type: ignore[arg-type] # a stand-in
     async with asyncio.timeout(30):
         for number in range(UNHEARD + 10):
             await validator.say("deaf", Status(number))
         await validator.say("other", Status(1))
-        while mesh.casts < UNHEARD + 1:
-            await asyncio.sleep(0)
+        await mesh.other.wait()
     assert mesh.casts == UNHEARD + 1
     for saying in list(validator._saying):
         saying.cancel()
