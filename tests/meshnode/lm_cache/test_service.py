@@ -117,7 +117,10 @@ async def test_a_dead_owner_costs_neither_a_failure_nor_what_its_replica_holds()
     assert await nodes[0].get(key("later still")) == b"v"
 
 
-async def test_a_silent_owner_delays_one_question_and_is_then_not_asked_for_a_while() -> None:
+async def test_a_silent_owner_delays_one_question_and_is_then_not_asked_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meshnode.lm_cache.service.PAUSE_S", 1e6)
     net = Net()
     net.node("n0", timeout_s=0.05)
     client = net.node("c", client=True, timeout_s=0.05)
