@@ -112,7 +112,9 @@ class Router:
         # Its link is None: what we send to ourselves never reaches the wire.
         self.me.path = Path(node_id, None, outbound=False, address="", opened_at=0.0)
         self.me.lag = -self._wall
-        self.topics = Topics(spec, self.limits, self.peers, self.post, self.drops)
+        # What is published is never large, so only acknowledged delivery needs more than a push.
+        post = self.post if spec.loss_rule == "retry" else self.push
+        self.topics = Topics(spec, self.limits, self.peers, post, self.drops)
         self.chunks = Chunks(spec, self.push, self.outbox.send_chunk, self._refused_body, self.drops)
         self.delivery = (
             Delivery(spec, self.timing, self.push, self._gave_up, self.drops) if spec.loss_rule == "retry" else None

@@ -91,6 +91,8 @@ class Open:
 
 _current: ContextVar[Open | None] = ContextVar("span", default=None)
 _random = random.Random().getrandbits
+#: The innermost span that was opened here, which may have ended: for who can't afford `current`.
+opened_here: Callable[[], Open | None] = _current.get
 
 
 def current() -> Open | None:
@@ -106,12 +108,17 @@ class Spans:
         self.node = node
         self.ring: deque[Span] = deque(maxlen=kept)
         self.counted = 0
-        self.skipped = 0
+        self._skipped = 0  # all that were let by, those to come included
         self._listeners: list[Callable[[Span], None]] = []
         self._second = 0
-        self._pass = 0
+        self.passing = 0  # so many more of them are let by
         self._roots_left = ROOTS_PER_S
         self._spans_left = SPANS_PER_S
+
+    @property
+    def skipped(self) -> int:
+        """Operations that were let by, only counted."""
+        return self._skipped - self.passing
 
     def begin(
         self, name: str, context: Mapping[str, str] | None = None, attributes: dict[str, str] | None = None
@@ -129,8 +136,8 @@ class Spans:
         if not trace and (around := current()) is not None:
             trace, parent = around.trace, around.id
         if self._spans_left <= 0 or (not trace and self._roots_left <= 0):
-            self.skipped += 1
-            self._pass = PASSED_BY
+            self._skipped += 1 + PASSED_BY - self.passing
+            self.passing = PASSED_BY
             return None
         self._spans_left -= 1
         if not trace:
@@ -140,9 +147,8 @@ class Spans:
 
     def lets_by(self) -> bool:
         """Whether there were enough of late, so that what begins here is only counted: all that most calls pay."""
-        if self._pass > 0 and ((around := _current.get()) is None or around.ended):
-            self._pass -= 1
-            self.skipped += 1
+        if self.passing > 0 and ((around := _current.get()) is None or around.ended):
+            self.passing -= 1
             return True
         return False
 

@@ -19,7 +19,7 @@ from channels.errors import Fault
 from channels.transport import Channel, ChannelName, Channels, FaultError, Incoming, Reply
 from meshnode.errors import MeshError, Unreachable, to_fault
 from meshnode.mesh import Caller, Event, R, Request, Responder
-from meshnode.spans import Open, Spans, await_within
+from meshnode.spans import Open, Spans, await_within, opened_here
 from meshnode.values import pack, unpack
 
 OURS = "mesh."
@@ -129,7 +129,13 @@ class Dispatch:
     def ask(self, name: ChannelName, peer: str, command: str, body: bytes, timeout_s: float) -> Awaitable[bytes]:
         """Ask a peer with a body that is encoded; for a user's handler on inference, by `meshnode.values`."""
         channel, spans = self._channels.get(name) or self._channel(name), self.spans
-        if spans is None or spans.lets_by() or (span := self._begin(command)) is None:
+        if spans is None:
+            return channel.request(peer, command, body, timeout_s=timeout_s)
+        if spans.passing > 0 and opened_here() is None:  # as `lets_by`, for most calls pay no more than this
+            spans.passing -= 1
+            return channel.request(peer, command, body, timeout_s=timeout_s)
+        span = self._begin(command)
+        if span is None:
             return channel.request(peer, command, body, timeout_s=timeout_s)
         span.attributes["peer"] = peer
         return await_within(span, channel.request(peer, command, body, timeout_s=timeout_s, context=span.context))
