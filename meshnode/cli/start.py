@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 )
 def start(file: Path | None, log_format: Literal["auto", "json", "text"], **settings: Any) -> None:
     """Start a node and run it until SIGTERM, Ctrl-C or `meshnode leave`."""
+    from meshnode.settled import begin
+
+    reading = begin(lambda: load(file, **settings))
     _import_lean()
-    config = load(file, **settings)
+    import meshnode.runtime.node  # noqa: F401 - while the settings are read
+
+    config = reading()
 
     from meshnode.cli.loop import run
     from meshnode.observe.logs import configure_logs
@@ -38,24 +43,17 @@ def start(file: Path | None, log_format: Literal["auto", "json", "text"], **sett
 
 
 def _import_lean() -> None:
-    """Load structlog and pydantic without what they load beside it and we don't use: 7 MB of every idle node.
+    """Load structlog without what it loads beside it and we don't use: 5 MB of every idle node.
 
-    structlog takes rich and pygments for tracebacks that we print plainly, and greenlet for what it calls deprecated.
-    pydantic looks through all installed packages for plug-ins, with email, zipfile and csv; our settings take none.
-    What an app imports later gets all of it.
+    It takes rich and pygments for tracebacks that we print plainly, and greenlet for what it calls deprecated. What an
+    app imports later gets all of it.
     """
     import sys
-    from types import ModuleType
 
-    plugins = ModuleType("pydantic.plugin._loader")
-    plugins.get_plugins = tuple  # type: ignore[attr-defined] # a stand-in: there are none
-    given: dict[str, ModuleType | None] = {"rich": None, "greenlet": None, plugins.__name__: plugins}
-    absent = {name: module for name, module in given.items() if name not in sys.modules}
-    sys.modules.update(absent)  # type: ignore[arg-type] # None is Python's own way to say that it can't be imported
+    absent = [name for name in ("rich", "greenlet") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type] # None: Python's way to say it can't be imported
     try:
         import structlog  # noqa: F401 - for what it leaves out
-
-        import meshnode.config  # noqa: F401 - as above
     finally:
         for name in absent:
             del sys.modules[name]

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from meshnode.config import join_address
+from meshnode.addresses import join_address
 from meshnode.errors import ConfigError
 from meshnode.lm.api import application
 from meshnode.lm.limits import Settings, Statistics

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from channels.errors import AddressInUse
-from meshnode.config import join_address, split_address
+from meshnode.addresses import join_address, split_address
 from meshnode.errors import ConfigError
 from meshnode.membership.messages import DATAGRAM_BYTES
 

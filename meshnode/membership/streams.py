@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from meshnode.config import split_address
+from meshnode.addresses import split_address
 from meshnode.membership.datagrams import SocketAddress, address_of
 from meshnode.membership.messages import DATAGRAM_BYTES
 

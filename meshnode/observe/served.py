@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from meshnode.config import Config
 from meshnode.mesh import Member, Mesh
 from meshnode.spans import Spans
 from meshnode.variables import Variables
+
+if TYPE_CHECKING:
+    from meshnode.config import Config
 
 
 class Events(Protocol):

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import uvicorn
 from starlette.types import ASGIApp
 
-from meshnode.config import join_address
+from meshnode.addresses import join_address
 from meshnode.errors import ConfigError
 
 MAX_CONNECTIONS = 1024

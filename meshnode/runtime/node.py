@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
-from meshnode.config import Config
 from meshnode.errors import Closed, ConfigError, MeshError
 from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
@@ -36,6 +35,7 @@ from meshnode.spans import Spans, within
 
 if TYPE_CHECKING:
     from meshnode.app import App
+    from meshnode.config import Config
     from meshnode.demos import Demos
     from meshnode.evaluation.results import EvaluationResult, Progress
     from meshnode.optimisation.results import OptimisationResult
@@ -56,7 +56,11 @@ class Node:
 
     def __init__(self, config: Config | None = None, *, app: App | None = None) -> None:
         log_as_a_library()
-        self.config = config or Config()
+        if config is None:
+            from meshnode.config import Config  # loads pydantic, which a node that is given its settings does without
+
+            config = Config()
+        self.config = config
         self.app = app
         self.identity = load_identity(self.config.data_dir)
         self.name = self.config.name or f"{os.uname().nodename.split('.')[0]}-{self.identity.node_id[:4]}"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from consensus.machines.variables import Change as VariableChange
 from meshnode.app import App
-from meshnode.config import Config
 from meshnode.errors import UnknownMethod
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.mesh import Caller, Mesh, State
@@ -17,6 +16,7 @@ from meshnode.tool_calls import ToolRouter
 from meshnode.workers.protocol import Task, TaskResult
 
 if TYPE_CHECKING:
+    from meshnode.config import Config
     from meshnode.workers.pool import WorkerPool
 
 PUSH_AFTER_S = 0.01

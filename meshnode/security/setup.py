@@ -13,12 +13,11 @@ import ipaddress
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from channels.transport import Channels
-from meshnode.config import Config
 from meshnode.errors import ConfigError
 from meshnode.identity import Identity
 from meshnode.membership.messages import Revoked, encode
@@ -29,6 +28,9 @@ from meshnode.security.keyfile import KeyFile, load_keys
 from meshnode.security.ring import KeyRing
 from meshnode.security.seal import SealedEnvelope
 from meshnode.security.signing import SignedAuthority
+
+if TYPE_CHECKING:
+    from meshnode.config import Config
 
 REVOKED_FILE = "revoked"
 _LOOK_S = 60.0

@@ -11,38 +11,53 @@ import pytest
 
 from tests.e2e.conftest import Cluster, RunningNode, wait_until
 
+pytestmark = pytest.mark.timeout(600)  # many processes one after the other: a busy machine takes its time
+
 
 @pytest.fixture
 def voters(cluster: Cluster) -> list[RunningNode]:
     """Three nodes with data directories, all of which vote."""
     cluster.environment["MESHNODE_GOSSIP_PROFILE"] = "local"
     nodes = [start(cluster, "a")]
-    nodes += [start(cluster, name, nodes[0].seed) for name in ("b", "c")]
+    for name in ("b", "c"):
+        launch(cluster, name, nodes[0].seed)
+    nodes += cluster.collect()
     wait_until(lambda: count_voters(cluster, "a") == 3, "three voters")
     return nodes
 
 
 def start(cluster: Cluster, name: str, *seeds: str) -> RunningNode:
+    launch(cluster, name, *seeds)
+    return cluster.collect()[0]
+
+
+def launch(cluster: Cluster, name: str, *seeds: str) -> None:
     directory = cluster.folder / f"{name}.data"
     (cluster.folder / f"{name}.ready").unlink(missing_ok=True)
-    arguments = ("--data-dir", str(directory), "--workers", "0", "--join-timeout", "60")
-    return cluster.start(name, *seeds, app=None, arguments=arguments)
+    arguments = ("--data-dir", str(directory), "--workers", "0", "--join-timeout", "120")
+    cluster.launch(name, *seeds, app=None, arguments=arguments)
 
 
 def count_voters(cluster: Cluster, node: str) -> int:
     return len(cluster.json("status", "--node", node)["voters"] or ())
 
 
-def get(cluster: Cluster, node: str, name: str, *more: str) -> object:
-    return json.loads(cluster.meshnode("vars", "get", name, "--node", node, *more).stdout)
+def register(cluster: Cluster) -> None:
+    wait_until(lambda: done(cluster, "vars", "register", "x", "int", "1", "--node", "a"), "a leader")
 
 
-def set_(cluster: Cluster, node: str, name: str, value: str) -> None:
-    cluster.meshnode("vars", "set", name, value, "--node", node)
+def write(cluster: Cluster, node: str, value: int) -> None:
+    wait_until(lambda: done(cluster, "vars", "set", "x", str(value), "--node", node), f"{node} to write {value}")
 
 
-def writes(cluster: Cluster, node: str, value: str) -> bool:
-    return cluster.meshnode("vars", "set", "x", value, "--node", node, check=False).returncode == 0
+def read(cluster: Cluster, node: str, value: int) -> None:
+    """Wait until a node reads that value, by what a majority knows."""
+    command = ("vars", "get", "x", "--node", node, "--consistency", "linearizable")
+    wait_until(lambda: cluster.meshnode(*command, check=False).stdout.strip() == str(value), f"{node} to read {value}")
+
+
+def done(cluster: Cluster, *command: str) -> bool:
+    return cluster.meshnode(*command, check=False).returncode == 0
 
 
 def restore(cluster: Cluster, backup: Path, name: str, seed: RunningNode) -> RunningNode:
@@ -58,9 +73,9 @@ def test_a_mesh_that_lost_most_voters_is_recovered_from_one_and_the_others_join_
     cluster: Cluster, voters: list[RunningNode], tmp_path: Path
 ) -> None:
     a, b, c = voters
-    cluster.meshnode("vars", "register", "x", "int", "1", "--node", "a")
-    set_(cluster, "a", "x", "2")
-    wait_until(lambda: get(cluster, "c", "x", "--consistency", "linearizable") == 2, "c to have what a wrote")
+    register(cluster)
+    write(cluster, "a", 2)
+    read(cluster, "c", 2)
     for lost in (a, b):
         lost.kill()
     data = {name: str(tmp_path / f"{name}.data") for name in "abc"}
@@ -78,7 +93,7 @@ def test_a_mesh_that_lost_most_voters_is_recovered_from_one_and_the_others_join_
     c = start(cluster, "c")
     assert c.ready["mesh_id"] == told["mesh_id"] != standing["mesh_id"]
     assert c.ready["node_id"] == standing["node_id"]
-    wait_until(lambda: writes(cluster, "c", "3"), "one voter to be enough")
+    write(cluster, "c", 3)  # one voter is enough
     assert count_voters(cluster, "c") == 1
 
     # The lost ones come back: as they are they are refused, having forgotten they are let in.
@@ -87,32 +102,34 @@ def test_a_mesh_that_lost_most_voters_is_recovered_from_one_and_the_others_join_
     assert (refused.returncode, "it belongs to mesh" in refused.stderr) == (1, True)
     for name in "ab":
         cluster.meshnode("raft", "forget", data[name], "--yes")
-    returned = [start(cluster, name, c.seed) for name in "ab"]
+    for name in "ab":
+        launch(cluster, name, c.seed)
+    returned = cluster.collect()
     assert [node.ready["node_id"] for node in returned] == [node.ready["node_id"] for node in (voters[0], voters[1])]
     wait_until(lambda: count_voters(cluster, "c") == 3, "three voters again")
-    set_(cluster, "b", "x", "4")
-    assert get(cluster, "a", "x", "--consistency", "linearizable") == 4
+    write(cluster, "b", 4)
+    read(cluster, "a", 4)
     assert [change["value"] for change in cluster.json("vars", "history", "x", "--node", "a")][:1] == [1]
 
 
 def test_backups_bring_back_one_node_as_who_it_was_and_then_the_whole_mesh(
     cluster: Cluster, voters: list[RunningNode], tmp_path: Path
 ) -> None:
-    cluster.meshnode("vars", "register", "x", "int", "1", "--node", "a")
+    register(cluster)
     c = voters[2]
     assert c.terminate() == 0
     backup = tmp_path / "backup.tgz"
     subprocess.run(["tar", "-C", str(tmp_path / "c.data"), "-czf", str(backup), "."], check=True, timeout=60)
-    set_(cluster, "a", "x", "2")
+    write(cluster, "a", 2)
     restored = restore(cluster, backup, "c", voters[0])
     assert restored.ready["node_id"] == c.ready["node_id"]
-    assert get(cluster, "c", "x", "--consistency", "linearizable") == 2
+    read(cluster, "c", 2)
     wait_until(lambda: count_voters(cluster, "a") == 3, "it to vote again, though it had left")
 
     # One that crashed is taken out before an older self of it returns.
     restored.kill()
     remove = ("raft", "remove", "c", "--node", "a")
-    wait_until(lambda: cluster.meshnode(*remove, check=False).returncode == 0, "c to be known dead, and taken out")
+    wait_until(lambda: done(cluster, *remove), "c to be known dead, and taken out")
     restored = restore(cluster, backup, "c", voters[0])
     wait_until(lambda: count_voters(cluster, "a") == 3, "it to vote once more")
 
@@ -124,7 +141,8 @@ def test_backups_bring_back_one_node_as_who_it_was_and_then_the_whole_mesh(
         shutil.copytree(tmp_path / f"{name}.backup", tmp_path / f"{name}.data")
     first = start(cluster, "a")
     for name in "bc":
-        start(cluster, name, first.seed)
+        launch(cluster, name, first.seed)
+    cluster.collect()
     assert first.ready["mesh_id"] == restored.ready["mesh_id"]
-    wait_until(lambda: writes(cluster, "c", "3"), "a majority to agree")
-    assert get(cluster, "a", "x", "--consistency", "linearizable") == 3
+    write(cluster, "c", 3)
+    read(cluster, "a", 3)

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import wait_until
 from tests.netns.conftest import ADDRESS, NAMES, PORT, Lab, in_lab, ip
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns")]
+pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns"), pytest.mark.timeout(600)]
 
 IPV6 = {name: f"fd77::{number}" for number, name in enumerate(NAMES, 1)}
 OUTSIDE, INSIDE, BEHIND = "10.77.0.9", "192.168.77.1", "192.168.77.2"

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import ROOT, wait_until
 from tests.netns.conftest import ADDRESS, NAMES, Lab, in_lab
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns")]
+pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns"), pytest.mark.timeout(600)]
 
 README = (ROOT / "README.md").read_text()
 LINE = re.compile(r"^    (?:host-(?P<host>[abc])\$ )?(?P<command>(?:pip|meshnode) .*?)\s*(?:#.*)?$", re.MULTILINE)

@@ -129,6 +129,15 @@ async def test_a_node_serves_and_all_that_asks_it_works(start: Start, meshnode: 
     assert running() == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc tells what a process has loaded")
+async def test_a_node_keeps_none_of_what_read_its_settings(start: Start, meshnode: CommandLine) -> None:
+    node = await start("a", "--tag", "gpu=no")
+    loaded = await asyncio.to_thread(Path(f"/proc/{node['pid']}/maps").read_text)
+    assert ("msgspec" in loaded, "pydantic" in loaded) == (True, False)
+    shown = (await meshnode.run("config", "--node", "a", "--json")).json
+    assert (shown["tags"], shown["sources"]["tags"], shown["sources"]["bind"]) == ({"gpu": "no"}, "--tag", "default")
+
+
 async def test_a_signal_leaves_the_mesh_and_exits_with_0(start: Start, meshnode: CommandLine) -> None:
     stays = await start("stays")
     gone = [await start(name, "--seed", stays["gossip"]) for name in ("terminated", "interrupted")]
