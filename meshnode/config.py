@@ -42,8 +42,8 @@ class Config(BaseSettings):
     bind: the address to listen on. advertise: HOST or HOST:PORT that others reach us by, if it differs.
     role: "node" works and votes; "client" joins, calls and evaluates, but runs no work and never votes.
     voters: how many nodes vote on shared state, an odd number.
-    bootstrap_expect: how many nodes begin a new mesh together, each with the others as seeds; None: whoever has no seeds
-    (or is the first of its own seeds) begins it.
+    bootstrap_expect: how many nodes begin a new mesh together, each with the others as seeds; None: whoever has no
+    seeds (or is the first of its own seeds) begins it.
     worker_memory_mb: a worker process that holds more is ended and its work repeated; None: no limit.
     lm_cache: how much this node holds of the mesh's shared cache of models' answers ("64MiB"); 0: it shares none.
     lm_cache_timeout_s: how long a question to that cache may take; what is later is asked of the model.
