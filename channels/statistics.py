@@ -1,7 +1,8 @@
 """Counters cheap enough to leave on: a few integer additions per packet, one histogram bucket per packet.
 
-Measured: 0.6 us for all counters of a packet there and back, 0.9 us for the histogram, so about 1 % of a lone call and
-next to nothing where packets hold many. Nothing here takes a lock or reads a clock.
+Measured: 0.15 us for all counters of a packet there and back, 0.3 us for the histogram (three times that with a busy
+neighbour), so under 1 % of a lone call and next to nothing where packets hold many. Nothing here takes a lock or reads
+a clock.
 """
 
 from __future__ import annotations
