@@ -23,6 +23,7 @@ ALL: dict[str, tuple[list[str], str]] = {
     "gossip": ([], "how fast news spreads, on a virtual clock"),
     "evaluation": ([], "evaluation on one node and on several"),
     "workers": ([], "worker processes"),
+    "demos": (["--quick"], "demos the mesh agrees on: what they are worth, and what a round costs"),
     "spans": ([], "what tracing costs"),
 }
 
