@@ -20,11 +20,12 @@ from consensus.bft.messages import digest_of
 from consensus.machines.composite import Machine
 from consensus.machines.rounds import OpenRound, RoundState
 from consensus.raft import sessions as clients
-from consensus.selection.agreement import Rules
+from consensus.selection.agreement import Rules, check_proof
 from examples.docstrings import Example
-from meshnode.demos import Selection, of_proof
+from meshnode.demos import Selection
 from meshnode.demos.bench import Bench
 from meshnode.demos.journal import Kept
+from meshnode.demos.result import selection_of
 from meshnode.demos.task import Task
 from meshnode.demos.validator import Said, Validator
 from meshnode.evaluation import metrics
@@ -118,4 +119,6 @@ async def hold(
     proof = state.proof() if state is not None else None
     if state is None or proof is None:
         raise RuntimeError(f"the round {task.round_id} was not decided")
-    return Held(state, of_proof(proof), benches)
+    # Not `of_proof`: nodes may have been given others' ids (see `sockets`), which are not the hashes of these keys.
+    chosen = selection_of(check_proof(proof, verify), decided="mesh", round_id=task.round_id, proof=proof)
+    return Held(state, chosen, benches)
