@@ -181,7 +181,6 @@ def test_the_doctor_finds_a_wrong_advertised_address_from_here_and_from_there_an
     hosts.wait_started("a")
     hosts.start("b", "a", advertise="10.77.0.77")  # nobody's
     hosts.wait_started("b")
-    wait_until(lambda: problem(hosts, "b") is not None, "the doctor at b to find it")
     here = problem(hosts, "b")
     assert here is not None
     assert f"10.77.0.77:{PORT} does not answer" in here["found"]
