@@ -33,8 +33,9 @@ def main() -> None:
                 run = partial(study.run_seed, k=k)
                 panels[k] = list(pool.map(run, range(2 if options.quick else options.seeds)))
                 print(f"\n{study.report(panels[k], k)}", flush=True)
+                if not options.quick:
+                    options.chart.write_text(plot.figure(panels))
         if not options.quick:
-            options.chart.write_text(plot.figure(panels))
             print(f"\nchart: {options.chart}")
     if "sockets" in wanted:
         real, driven = asyncio.run(sockets.compare(KS[0], QUICK_TRAIN))

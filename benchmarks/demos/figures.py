@@ -232,11 +232,11 @@ def measure(nodes: int, delays_s: Sequence[float] = DELAYS_S) -> tuple[Logged, l
 
 def report(sizes: Sequence[int] = SIZES) -> str:
     """A table in Markdown."""
+    delays = ", ".join(f"{1000 * delay_s:.0f}" for delay_s in DELAYS_S)
     lines = [
-        "| validators | candidates | log: entries, bytes | vote: messages | bytes | per validator | "
-        f"{' | '.join(f'decided, {1000 * delay_s:.0f} ms one way' for delay_s in DELAYS_S)} | "
-        "signed, checked (log + vote) | CPU of that | CPU in all |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| validators | candidates | log: entries, bytes | vote: messages, bytes | of each validator | "
+        f"decided at {delays} ms one way | signed; checked in log + vote | CPU of that | CPU in all |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for nodes in sizes:
         logged, votes = measure(nodes)
@@ -246,13 +246,13 @@ def report(sizes: Sequence[int] = SIZES) -> str:
         checked = statistics.mean(meter.checked for meter in first.meters.values())
         crypto_s = logged.meter.seconds + statistics.mean(meter.seconds for meter in first.meters.values())
         cpu_s = logged.cpu_s + statistics.mean(first.cpu_s.values())
-        times = " | ".join(f"{1000 * max(one.decided_s.values()):.0f} ms" for one in votes)
+        times = ", ".join(f"{1000 * max(one.decided_s.values()):.0f} ms" for one in votes)
         count = first.messages.total()
         lines.append(
-            f"| {nodes} | {len(logged.state.merged)} | {logged.entries}, {_bytes(logged.size)} | {count:,} | "
+            f"| {nodes} | {len(logged.state.merged)} | {logged.entries}, {_bytes(logged.size)} | {count:,}, "
             f"{_bytes(first.size)} | {count / nodes:,.0f}, {_bytes(first.size / nodes)} | {times} | "
-            f"{signed + voted:.0f}, {logged.meter.checked} + {checked:.0f} | {1000 * crypto_s:.0f} ms | "
-            f"{1000 * cpu_s:.0f} ms |"
+            f"{signed + voted:.0f}; {logged.meter.checked} + {checked:.0f} | {1000 * crypto_s:,.0f} ms | "
+            f"{1000 * cpu_s:,.0f} ms |"
         )
     return "\n".join(lines)
 
