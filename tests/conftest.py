@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ settings.load_profile("no deadline")
 
 # The configuration file of whoever runs the tests is none of theirs; processes they start inherit this.
 os.environ["MESHNODE_CONFIG_FILE"] = ""
+
+# Started in the background of a script, tests would hand a deaf ear for Ctrl-C on to the processes they interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from meshnode import App, Config, Node
+from meshnode.observe import logs
 from meshnode.observe.logs import HIDDEN, configure_logs, hide_secrets, logging_of, secrets_of
 from meshnode.spans import Spans
 
@@ -135,7 +136,8 @@ def test_settings_are_shown_without_their_secrets() -> None:
     }
 
 
-async def test_a_record_says_node_term_channel_and_trace_where_there_are_such() -> None:
+async def test_a_record_says_node_term_channel_and_trace_where_there_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_in_this_process", [])  # nodes that other tests crashed never said that they ended
     app = App()
 
     @app.handler("grumble")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -312,12 +313,13 @@ def short_path() -> Iterator[Path]:
 async def test_closing_leaves_no_process_socket_or_file(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(short_path))
     own = psutil.Process()
+    gc.collect()  # what earlier tests left is not to be closed meanwhile
     children, files = set(own.children()), own.num_fds()
     async with WorkerPool(app, workers=2):
         assert names_in(short_path)
         assert len(set(own.children()) - children) == 3, "two workers and the guardian"
     assert set(own.children()) == children
-    assert own.num_fds() == files
+    assert own.num_fds() <= files
     assert names_in(short_path) == []
 
 
