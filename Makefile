@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Tests and demos start hundreds of processes. Where this is set, as many containers do, each would compile every module
+# again: two thirds of a node's start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test docker-test seeds lint bench soak clean
 
 demo: $(READY)  ## five nodes evaluate a program together; one is killed in mid-run
