@@ -19,8 +19,8 @@ def tick(state: State, elapsed: int) -> None:
     if state.leadership is not None:
         _tick_leader(state, state.leadership)
         return
-    # However long a pause was, what waits in the inbox may be a heartbeat: it counts as one tick here.
-    state.countdown -= 1
+    # However long a pause was, what waits in the inbox may be a heartbeat: it counts as what was agreed to.
+    state.countdown -= min(elapsed, state.rest)
     if state.countdown <= 0:
         reset_countdown(state)
         if may_campaign(state):
@@ -31,6 +31,21 @@ def tick(state: State, elapsed: int) -> None:
         _ask_pre_votes(state)  # who refused may have heard a leader a tick later than this node, or been its rival
     elif state.forwarded_reads and state.now % state.settings.heartbeat_ticks == 0:
         reads.ask_again(state)
+
+
+def rest(state: State) -> int:
+    """How many ticks the node needs none, if nothing else happens to it."""
+    leadership = state.leadership
+    if leadership is not None:
+        is_idle = state.commit_index == state.log.last_index and leadership.announced_index >= state.commit_index
+        state.rest = leadership.heartbeat_at - state.now if is_idle else 1
+    elif state.role is Role.FOLLOWER and not state.forwarded_reads:
+        # No longer: of a countdown little goes by in a pause, and a lost question is soon asked again.
+        state.rest = min(state.countdown - 1, state.settings.heartbeat_ticks)
+    else:
+        state.rest = 1
+    state.rest = max(1, state.rest)
+    return state.rest
 
 
 def _tick_leader(state: State, leadership: Leadership) -> None:

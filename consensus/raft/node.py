@@ -208,6 +208,14 @@ class Raft:
         election.tick(self.state, elapsed)
         return self._effects()
 
+    def rest(self) -> int:
+        """How many ticks this node can do without, from the last one on, at least 1; they then count in one call.
+
+        A driver may sleep so long, if it passes the ticks that went by meanwhile before it does anything else to the
+        core, and ticks in time again after a `RoleChanged`. One that ticks every tick need not ask.
+        """
+        return election.rest(self.state)
+
     def step(self, source: str, message: Message) -> list[Effect]:
         """A message arrived from `source`. Raises ProtocolViolation if no correct peer could have sent it."""
         state = self.state

@@ -119,7 +119,8 @@ class State:
     now: int = 0  # true ticks since the start; leases and their other half, refusing votes, go by it
     heard_at: int = 0  # when a leader was last heard. 0 at the start: before a crash it may have been just now
     timeout: int = 1  # drawn anew with each leader and each election
-    countdown: int = 1  # ticks to live through before campaigning; a pause counts as one
+    countdown: int = 1  # ticks to live through before campaigning; a pause counts as `rest`
+    rest: int = 1  # ticks that the driver was last told it may let go by in one
     stood_at: int = 0  # when pre-votes were last asked for
     votes: set[str] = field(default_factory=set)  # for me, in this term (pre-votes: for the next)
     refusals: set[str] = field(default_factory=set)

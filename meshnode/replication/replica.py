@@ -106,7 +106,7 @@ class Replica:
         self._failed = failed
         self._settings = settings or Settings()
         self._core = Raft(node_id, self._settings, rng, store.stored)
-        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed, rest=self._rest)
+        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed, rest=self._core.rest)
         self._batches = Batches()
         self._accepting: deque[Sequence[Batch]] = deque()  # handed to the core, `Accepted` not performed yet
         self._waiting: list[Batch] = []
@@ -205,6 +205,7 @@ class Replica:
 
     def read(self) -> asyncio.Future[int]:
         """The index from which on a read that begins now is linearizable, once it is applied here."""
+        self._pass_time()
         self._read_number += 1
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._reads[self._read_number] = future
@@ -217,14 +218,13 @@ class Replica:
 
     def holds_lease(self) -> bool:
         """Whether the machine may be read at once on the strength of the leader's lease."""
-        self._run(self.tick())  # the core must know all time that went by
+        self._pass_time()
         self.catch_up()
         return self._core.holds_lease() and self._core.state.applied_index >= self._core.commit_index
 
     def receive(self, source: str, raw: bytes) -> None:
         """A message of Raft arrived."""
-        if self._core.state.leadership is not None and (due := self.tick()):
-            self._run(due)  # it may have rested: what arrives happens now
+        self._pass_time()
         try:
             self._run(self._core.step(source, decode(raw)))
         except (ProtocolViolation, msgspec.MsgspecError) as error:
@@ -247,14 +247,10 @@ class Replica:
         self._ticked += ticks * TICK_S
         return self._core.tick(ticks)
 
-    def _rest(self) -> int:
-        # A leader's core goes by the time that truly passed: with nothing to tell, it sleeps until its next heartbeat.
-        # All others count ticks, for a pause counts as one.
-        state = self._core.state
-        leadership, idle = state.leadership, state.commit_index == state.log.last_index
-        if leadership is None or not idle or leadership.announced_index < state.commit_index:
-            return 1
-        return leadership.heartbeat_at - state.now
+    def _pass_time(self) -> None:
+        # The core may have rested: whatever comes, comes after all time that went by.
+        if due := self.tick():
+            self._run(due)
 
     def advance(self) -> None:
         """Called by the leader's own clock: keep the log's time going while sessions live."""
@@ -418,6 +414,7 @@ class Replica:
         if effect.leader not in (None, self._led_by):
             self.leader_changes += 1
         self._led_by = effect.leader
+        self._driver.hurry()  # it may rest for longer than an office allows
         log.info("role", role=effect.role.value, term=effect.term, leader=effect.leader)
         self._changed()
 

@@ -31,7 +31,7 @@ class Driver(Generic[E]):
     stops the driver: `failed` gets the exception, for a core whose effects were skipped can't be trusted.
 
     rest: how many ticks the core can do without the next one, asked after each; for cores that are told how much time
-    went by. It must not be needed sooner by what arrives meanwhile.
+    went by. What needs the next tick sooner must `hurry`.
     """
 
     def __init__(
@@ -59,6 +59,14 @@ class Driver(Generic[E]):
         self._stopped = False
         loop = asyncio.get_running_loop()
         self._arm(loop, loop.time() + self._tick_s)
+
+    def hurry(self) -> None:
+        """Let the next tick come after one interval, however long the core was to rest."""
+        if not self._stopped and self._timer is not None:
+            loop = asyncio.get_running_loop()
+            if self._timer.when() > (when := loop.time() + self._tick_s):
+                self._timer.cancel()
+                self._arm(loop, when)
 
     def run(self, effects: Iterable[E]) -> None:
         """Perform what a step of the core returned, after all that was returned before."""

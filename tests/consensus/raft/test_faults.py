@@ -363,6 +363,21 @@ def test_fault_19_a_follower_that_was_paused_reads_its_inbox_before_it_stands() 
     assert (cluster.leaders(), c.core.leader) == (["a"], "a")
 
 
+def test_fault_19_a_follower_that_rests_stands_in_time_and_a_pause_costs_it_no_more_than_it_may_rest() -> None:
+    cluster = Cluster("abc")
+    cluster.elect("a")
+    c = cluster["c"]
+    began, left, rest = c.core.state.now, c.core.state.countdown, c.core.rest()
+    assert 1 < rest < left
+    c.do(c.core.tick(600))
+    assert c.core.state.countdown == left - rest
+    while c.core.role is Role.FOLLOWER:
+        assert c.core.rest() <= max(1, c.core.state.countdown - 1)
+        c.do(c.core.tick(c.core.rest()))
+    assert c.core.state.now == began + 600 + left - rest
+    assert c.core.rest() == 1
+
+
 def test_fault_18_a_command_retried_across_a_leader_change_applies_once() -> None:
     runs: list[bytes] = []
 

@@ -124,3 +124,17 @@ async def test_a_core_that_rests_is_left_alone_for_so_many_ticks() -> None:
     assert resting.ticks == 1
     await slow.stop()
     await quick.stop()
+
+
+async def test_who_hurries_ticks_after_one_interval_though_it_was_to_rest() -> None:
+    core = Counting()
+    ticked: asyncio.Queue[str] = asyncio.Queue()
+    driver = Driver(core, ticked.put_nowait, tick_s=0.01, failed=fail, rest=lambda: 100_000)
+    driver.hurry()  # not started: nothing to hurry
+    driver.start()
+    assert await asyncio.wait_for(ticked.get(), 60) == "tick 1"
+    driver.hurry()
+    assert await asyncio.wait_for(ticked.get(), 60) == "tick 2"
+    await driver.stop()
+    driver.hurry()
+    assert core.ticks == 2

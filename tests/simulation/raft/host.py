@@ -48,7 +48,9 @@ class Host:
         self.is_paused = False
         self.sync_delay = (0.0002, 0.003)
         self.is_disk_hung = False
+        self.ticker = 0
         self.tick_s = world.tick_s
+        self.rests = world.rng.random() < 0.5  # as our driver does; others may tick every tick
         self.start()
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ class Host:
         self.is_snapshotting = False
         self.inbox: list[Callable[[], None]] = []
         self.ticked_at = self.world.clock.now
-        self._at(self.tick_s, self._tick)
+        self._next_tick(1)
 
     def crash(self) -> None:
         self.world.note(self.name, "crash")
@@ -106,7 +108,13 @@ class Host:
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def receive(self, source: str, message: Message) -> None:
-        self.do(lambda: self.run(lambda: self.core.step(source, message)))
+        self.do(lambda: self._step(source, message))
+
+    def _step(self, source: str, message: Message) -> None:
+        epoch = self.epoch
+        self._pass_time()
+        if self.epoch == epoch:  # time may have crashed it
+            self.run(lambda: self.core.step(source, message))
 
     def run(self, step: Callable[[], list[Effect]]) -> None:
         before = self.core.commit_index
@@ -130,9 +138,16 @@ class Host:
         epoch = self.epoch
         self.world.clock.call_later(delay, lambda: self.do(job) if self.epoch == epoch else None)
 
+    def _next_tick(self, ticks: int) -> None:
+        self.ticker += 1
+        number = self.ticker
+        self._at(self.tick_s * ticks, lambda: self._tick() if self.ticker == number else None)
+
     def _tick(self) -> None:
-        self._at(self.tick_s, self._tick)
+        self._next_tick(1)
         self._pass_time()
+        if self.rests and self.is_up and (ticks := self.core.rest()) > 1:
+            self._next_tick(ticks)
 
     def _pass_time(self) -> None:
         elapsed = int((self.world.clock.now - self.ticked_at) / self.tick_s + 1e-6)
@@ -170,6 +185,7 @@ class Host:
                 for reader in effect.ids:
                     self.readers.pop(reader)[1]("retry", None)
             case RoleChanged():
+                self._next_tick(1)
                 if effect.role is Role.LEADER:
                     world.truth.took_office(self.name, self.core)
                     world.nemesis.took_office(self)
