@@ -41,6 +41,8 @@ from consensus.machines.values import Refusal
 from consensus.selection.agreement import Rules, conclude
 from consensus.selection.candidates import Candidate, set_digest
 from consensus.selection.scores import SALT_BYTES, SCALE, Commitment, Reveal
+from examples.docstrings import Example
+from meshnode.demos.trace import trace_of
 from meshnode.demos.validator import TICK_S, TIMING, Said
 from meshnode.identity import verify
 from tests.simulation.network import Clock, Faults, Network
@@ -139,7 +141,7 @@ def _held(keys: dict[str, Ed25519PrivateKey]) -> _Log:
     for place, (name, key) in enumerate(keys.items()):
         own = []
         for example in train[place :: len(keys)][:most]:
-            bare = Candidate(msgspec.json.encode(dict(example), order="sorted"), chance.randbytes(32), name)
+            bare = Candidate(msgspec.json.encode(dict(example), order="sorted"), _trace(example), name)
             own.append(msgspec.structs.replace(bare, signature=key.sign(bare.signed_bytes(the_round))))
         whole = Submit(ROUND_ID, name, tuple(own))
         log.add(msgspec.structs.replace(whole, signature=key.sign(whole.signed_bytes(the_round))))
@@ -156,6 +158,11 @@ def _held(keys: dict[str, Ed25519PrivateKey]) -> _Log:
     for reveal in reveals:
         log.add(Show(ROUND_ID, reveal))
     return log
+
+
+def _trace(example: Example) -> bytes:
+    """As a run of the program that got it right leaves it."""
+    return trace_of([{"inputs": dict(example), "outputs": {"answer": example["answer"]}, "score": 1.0}])
 
 
 def vote(state: RoundState, keys: dict[str, Ed25519PrivateKey], delay_s: float) -> Vote:

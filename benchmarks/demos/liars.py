@@ -9,7 +9,6 @@ Both give their own candidates the highest score and all others the lowest. They
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from consensus.selection.candidates import Merged
 from consensus.selection.scores import SCALE
 from meshnode.demos.bench import Bench
 
-_TRACE = hashlib.sha256(b"a run that never was").digest()
+_TRACE = msgspec.json.encode([{"says": "a run that never was"}])
 
 
 class Clumsy(Bench):

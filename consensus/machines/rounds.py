@@ -23,7 +23,7 @@ from consensus.bft.certificate import Verify, proves
 from consensus.bft.messages import Certificate, digest_of
 from consensus.bft.quorum import Round
 from consensus.machines.values import MAX_NAME_LENGTH, Refusal, RefusedByRule, check_text, refuse
-from consensus.selection.agreement import Proof, Rules, agreement_error, candidate_error
+from consensus.selection.agreement import PROOF_FORMAT, Proof, Rules, agreement_error, candidate_error
 from consensus.selection.candidates import MAX_CANDIDATES_PER_NODE, Candidate, Merged, merge, set_digest
 from consensus.selection.scores import Commitment, Reveal, reveal_error
 
@@ -169,7 +169,10 @@ class RoundState(msgspec.Struct, array_like=True, frozen=True):
         """What proves the decision to anyone; None before there is one."""
         if self.certificate is None:
             return None
-        return Proof(self.mesh_id, self.name, dict(self.validators), self.candidates, self.value, self.certificate)
+        validators = dict(self.validators)
+        return Proof(
+            self.mesh_id, self.name, validators, self.candidates, self.value, self.certificate, format=PROOF_FORMAT
+        )
 
 
 def candidates_each(validators: int) -> int:
@@ -266,7 +269,7 @@ def _submit(state: RoundState, command: Submit, verify: Verify) -> RoundState:
     most = candidates_each(len(state.validators))
     if len(command.candidates) > most or len({one.digest for one in command.candidates}) != len(command.candidates):
         raise refuse(state.id, "limit", f"a validator submits at most {most} candidates, each once")
-    if sum(len(one.demo) for one in command.candidates) > MAX_SUBMISSION_BYTES:
+    if sum(one.size for one in command.candidates) > MAX_SUBMISSION_BYTES:
         raise refuse(state.id, "limit", f"the candidates have more than {MAX_SUBMISSION_BYTES} bytes")
     the_round = state.round
     if not verify(state.validators[command.node_id], command.signature, command.signed_bytes(the_round)):

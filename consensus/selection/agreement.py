@@ -14,9 +14,11 @@ import msgspec
 from consensus.bft.certificate import Verify, proves
 from consensus.bft.messages import Certificate, digest_of
 from consensus.bft.quorum import Round
-from consensus.selection.candidates import DIGEST_BYTES, Candidate, Merged, demo_error, merge, set_digest
+from consensus.selection.candidates import Candidate, Merged, demo_error, merge, set_digest, trace_error
 from consensus.selection.choice import MAX_CHOSEN, Chosen, Weights, result_digest, select
 from consensus.selection.scores import SCALE, Reveal
+
+PROOF_FORMAT = 2
 
 
 class Rules(msgspec.Struct, array_like=True, frozen=True):
@@ -43,7 +45,11 @@ class Agreement(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """All it takes to check a result offline; as JSON, bytes are base64."""
+    """All it takes to check a result offline; as JSON, bytes are base64.
+
+    format: PROOF_FORMAT. Format 1, which did not say so, held a digest in the place of each trace, and bounded no
+    node's share of the chosen.
+    """
 
     mesh_id: str
     round_id: str
@@ -51,6 +57,7 @@ class Proof(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     value: bytes
     certificate: Certificate
+    format: int = 1
 
 
 _decoder = msgspec.msgpack.Decoder(Agreement)
@@ -61,9 +68,7 @@ def candidate_error(candidate: Candidate, the_round: Round, verify: Verify) -> s
     key = the_round.validators.get(candidate.node_id)
     if key is None:
         return f"{candidate.node_id} is no validator of this round"
-    if len(candidate.trace_digest) != DIGEST_BYTES:
-        return "the trace's digest is no SHA-256"
-    if (wrong := demo_error(candidate.demo)) is not None:
+    if (wrong := demo_error(candidate.demo) or trace_error(candidate.trace)) is not None:
         return wrong
     if not verify(key, candidate.signature, candidate.signed_bytes(the_round)):
         return f"the signature of {candidate.node_id} does not fit"
@@ -134,6 +139,8 @@ def check_proof(proof: Proof, verify: Verify) -> tuple[Chosen, ...]:
     What it can't show is that scores were committed to before any was revealed: the validators saw to that, at least
     f + 1 honest ones among those who signed.
     """
+    if proof.format != PROOF_FORMAT:
+        raise ValueError(f"it has format {proof.format}, and this reads {PROOF_FORMAT} only")
     if not proof.validators:
         raise ValueError("a round needs at least one validator")
     the_round = Round(proof.mesh_id, proof.round_id, proof.validators)

@@ -7,6 +7,10 @@ Each step takes the candidate with the largest
 (maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998), ties to the smaller digest. A candidate as alike as
 `near_duplicate` to one that was chosen is out. cost is tokens in units of `cost_limit_tokens`, not of the longest
 candidate: a liar's huge one must not make all others look cheap.
+
+No node brings in more than its share, k / (proposers - f) rounded up: so many that the others can fill the set without
+f of them, and f liars never have more than f shares of it. A candidate of several proposers counts for the one that has
+most of its share left: who copies another's takes nothing from it.
 """
 
 from __future__ import annotations
@@ -60,10 +64,20 @@ class Chosen:
     quality: int
     tokens: int
     proposers: tuple[str, ...]
+    trace: bytes
 
 
-def choose(candidates: Sequence[Merged], quality: Sequence[int], k: int, weights: Weights) -> tuple[Chosen, ...]:
-    """At most k of the candidates. `quality` has one score for each, in their order."""
+def share_of(k: int, proposers: int, f: int) -> int:
+    """How many of k chosen demos one of so many proposers may bring in, if f of them may lie."""
+    return -(-k // max(1, proposers - f))
+
+
+def choose(
+    candidates: Sequence[Merged], quality: Sequence[int], k: int, weights: Weights, f: int = 0
+) -> tuple[Chosen, ...]:
+    """At most k of the candidates. `quality` has one score for each, in their order; f proposers may lie."""
+    share = share_of(k, len({node for one in candidates for node in one.proposers}), f)
+    brought: Counter[str] = Counter()
     counted = {one.digest: tokens_of(one.demo) for one in candidates}
     left = {
         one.digest: (one, score)
@@ -76,10 +90,12 @@ def choose(candidates: Sequence[Merged], quality: Sequence[int], k: int, weights
         # max takes the first of equals, and `left` is sorted by digest.
         best = max(left, key=lambda digest: _gain(left[digest][1], likeness[digest], counted[digest], weights))
         one, score = left.pop(best)
-        chosen.append(Chosen(one.demo, best, score, counted[best].total(), one.proposers))
+        chosen.append(Chosen(one.demo, best, score, counted[best].total(), one.proposers, one.trace))
+        brought[min(one.proposers, key=lambda node: (brought[node], node))] += 1
         for digest in list(left):
             likeness[digest] = max(likeness[digest], similarity(counted[digest], counted[best]))
-            if likeness[digest] >= weights.near_duplicate:
+            is_full = all(brought[node] >= share for node in left[digest][0].proposers)
+            if is_full or likeness[digest] >= weights.near_duplicate:
                 del left[digest]
     return tuple(chosen)
 
@@ -88,7 +104,7 @@ def select(
     candidates: Sequence[Merged], vectors: Mapping[str, Sequence[int]], f: int, k: int, weights: Weights
 ) -> tuple[Chosen, ...]:
     """The demos that these candidates and these validators' scores give. Raises ValueError for too few vectors."""
-    return choose(candidates, qualities(vectors, f), k, weights) if candidates else ()
+    return choose(candidates, qualities(vectors, f), k, weights, f) if candidates else ()
 
 
 def result_digest(chosen: Sequence[Chosen]) -> bytes:

@@ -72,7 +72,8 @@ def select(
 @proof_argument
 @json_option
 def show(file: Path, as_json: bool) -> None:
-    """Show what a proof proves: the demos, their scores, who validated. Refuses one that does not hold."""
+    """Show what a proof proves: the demos, their scores, who proposed and who validated; as JSON the runs they come
+    from, too. Refuses one that does not hold."""
     _print(_plain(_checked(file)), as_json)
 
 
@@ -83,8 +84,9 @@ def verify(file: Path) -> None:
     chosen = _checked(file)
     assert chosen.proof is not None, "it was made of one"
     signers = len(chosen.proof.certificate.signatures)
+    runs = sum(bool(trace) for trace in chosen.traces)
     click.echo(
-        f"holds: {len(chosen.demos)} demos, digest {chosen.digest}, "
+        f"holds: {len(chosen.demos)} demos, digest {chosen.digest}, {runs} with the trace of a run, "
         f"{signers} of {len(chosen.proof.validators)} validators signed"
     )
 
@@ -149,5 +151,11 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
     if found["proof"] is not None:
         pairs["validators"] = ", ".join(node_id[:12] for node_id in found["proof"]["validators"])
     print_pairs(pairs)
-    rows = zip(found["scores"], found["demos"], strict=True)
-    print_table(("#score", "demo"), ((f"{score:.3f}", json.dumps(demo, ensure_ascii=False)) for score, demo in rows))
+    rows = zip(found["scores"], found["proposers"], found["traces"], found["demos"], strict=True)
+    print_table(
+        ("#score", "by", "#steps", "demo"),
+        (
+            (f"{score:.3f}", " ".join(one[:12] for one in by), str(len(trace)), json.dumps(demo, ensure_ascii=False))
+            for score, by, trace, demo in rows
+        ),
+    )

@@ -8,7 +8,6 @@ the trace of each example, with a demo for each predictor (`meshnode.integration
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,8 @@ import msgspec
 
 from consensus.selection.candidates import Merged, demo_error
 from consensus.selection.scores import to_fixed
-from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task, split
+from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, TRACED, Task, split
+from meshnode.demos.trace import LABELLED, trace_of
 from meshnode.errors import MeshError, Overloaded
 from meshnode.evaluation.messages import RunTask, TaskReply
 from meshnode.mesh import Mesh
@@ -25,8 +25,6 @@ from meshnode.values import pack, unpack
 
 AT_ONCE = 4  # tasks this node is given at the same time, or as many as it has slots
 BUSY_S = 0.05
-
-_LABELLED = hashlib.sha256(b"labelled").digest()  # the trace of a plain example
 
 
 class Bench:
@@ -54,7 +52,7 @@ class Bench:
         return (prediction if isinstance(prediction, Mapping) else None), reply.score
 
     async def demos(self, indices: Iterable[int], most: int, seed: str, until: float) -> list[tuple[bytes, bytes]]:
-        """At most so many demos with their traces' digests: first of runs that went well, then of plain examples."""
+        """At most so many demos with their traces: first of runs that went well, then of plain examples."""
         order = sorted(indices)
         random.Random(seed).shuffle(order)
         order = order[: 2 * most]
@@ -63,10 +61,10 @@ class Bench:
 
         async def one(index: int) -> None:
             example = self.examples[index]
-            demo = await run(example)
-            if demo is not None:
-                trace = msgspec.json.encode([example, demo], enc_hook=str)
-                good[index] = (_demo(demo), hashlib.sha256(trace).digest())
+            made = await run(example)
+            if made is not None:
+                demo, steps = made
+                good[index] = (_demo(demo), trace_of(steps))
 
         async def all_of_them() -> None:
             if order:
@@ -75,7 +73,7 @@ class Bench:
 
         await _all_until([all_of_them()], until)
         found = [
-            good.get(index) or (_demo(self.examples[index]), _LABELLED)
+            good.get(index) or (_demo(self.examples[index]), LABELLED)
             for index in sorted(order, key=lambda i: i not in good)
         ]
         return [pair for pair in dict.fromkeys(found) if demo_error(pair[0]) is None][:most]
@@ -97,12 +95,12 @@ class Bench:
         return tuple(to_fixed(total / len(self.held_out)) for total in sums)
 
     def _attempts(self, share: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
-        """What makes a demo of an example, or None if the program does not do well on it."""
+        """What makes a demo of an example, and the steps of its run; None if the program does not do well on it."""
         task = self._task
         wanted = {"metric": task.metric, "threshold": task.threshold, "labelled": share[: task.labelled]}
         bootstraps: bool | None = None  # whether it is a DSPy program; None: nobody has asked it yet
 
-        async def attempt(example: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        async def attempt(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
             nonlocal bootstraps
             if bootstraps is not False:
                 reply = await self._ask(example, {**self._base, BOOTSTRAP: wanted}, None)
@@ -111,10 +109,13 @@ class Bench:
                     bootstraps = isinstance(answer, Mapping) and BOOTSTRAPPED in answer
                 if bootstraps:
                     demo = answer.get(BOOTSTRAPPED)
-                    return demo if isinstance(demo, Mapping) else None
+                    steps = answer.get(TRACED)
+                    return (demo, steps if isinstance(steps, list) else ()) if isinstance(demo, Mapping) else None
             prediction, score = await self.run(example, ())
             good = bool(score) if task.threshold is None else score >= task.threshold
-            return {**example, **prediction} if prediction is not None and good else None
+            if prediction is None or not good:
+                return None
+            return {**example, **prediction}, [{"inputs": example, "outputs": prediction, "score": score}]
 
         return attempt
 

@@ -9,6 +9,7 @@ import msgspec
 from consensus.selection.agreement import Proof, check_proof
 from consensus.selection.choice import Chosen, result_digest
 from consensus.selection.scores import SCALE
+from meshnode.demos.trace import steps_of
 from meshnode.errors import InvalidInput
 from meshnode.identity import node_id_of, verify
 
@@ -16,6 +17,8 @@ from meshnode.identity import node_id_of, verify
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """What was chosen. demos: in the order of choice; scores: the mesh's (or this node's) of each, 0 to 1.
 
+    traces: of each demo the steps of the run it came from, none for a plain example (see `meshnode.demos.trace`).
+    proposers: of each demo the nodes that proposed it.
     digest: hex, equal on all nodes for one round. proof: None if it was decided locally; `reason` then says why.
     """
 
@@ -26,6 +29,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     round_id: str = ""
     proof: Proof | None = None
+    traces: list[list[dict[str, Any]]] = []
+    proposers: list[tuple[str, ...]] = []
 
 
 def of_proof(proof: Proof) -> Selection:
@@ -46,5 +51,7 @@ def selection_of(chosen: tuple[Chosen, ...], **how: Any) -> Selection:
         demos=[msgspec.json.decode(one.demo) for one in chosen],
         scores=[one.quality / SCALE for one in chosen],
         digest=result_digest(chosen).hex(),
+        traces=[steps_of(one.trace) for one in chosen],
+        proposers=[one.proposers for one in chosen],
         **how,
     )

@@ -14,6 +14,8 @@ MAX_HELD_OUT = 8
 BOOTSTRAP = "mesh.bootstrap"
 #: In the prediction that answers this: {predictor: demo}, or None if the run was not good enough.
 BOOTSTRAPPED = "mesh.bootstrapped"
+#: And the steps of that run: [{"predictor": name, "inputs": …, "outputs": …}].
+TRACED = "mesh.traced"
 
 
 class Task(msgspec.Struct, frozen=True):

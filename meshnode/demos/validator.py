@@ -26,6 +26,7 @@ from consensus.bft.messages import Certificate, Message
 from consensus.bft.node import Effect, Persist, Send, Simplex, Timing
 from consensus.bft.quorum import Round
 from consensus.machines.rounds import (
+    MAX_SUBMISSION_BYTES,
     Command,
     Commit,
     Phase,
@@ -170,7 +171,7 @@ class Validator:
         mine = self.bench.source[order.index(self.me) :: len(order)] or self.bench.source
         until = self._by("candidates")
         found = await self.bench.demos(mine, candidates_each(len(order)), f"{self.task.round_id}/{self.me}", until)
-        bare = [Candidate(demo, trace, self.me) for demo, trace in found]
+        bare = _within([Candidate(demo, trace, self.me) for demo, trace in found])
         own = tuple(msgspec.structs.replace(one, signature=self.sign(one.signed_bytes(the_round))) for one in bare)
         whole = Submit(self.task.round_id, self.me, own)
         return msgspec.structs.replace(whole, signature=self.sign(whole.signed_bytes(the_round)))
@@ -358,6 +359,17 @@ class Validator:
                 while not condition() and not other():
                     self._changed.clear()
                     await self._changed.wait()
+
+
+def _within(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that a submission has room for, the first ones first."""
+    taken: list[Candidate] = []
+    left = MAX_SUBMISSION_BYTES
+    for one in candidates:
+        if one.size <= left:
+            taken.append(one)
+            left -= one.size
+    return taken
 
 
 def _value_of(state: RoundState) -> bytes | None:

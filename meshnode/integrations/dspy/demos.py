@@ -21,7 +21,7 @@ from typing import Any
 import dspy
 import msgspec
 
-from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED
+from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, TRACED
 from meshnode.errors import InvalidInput
 from meshnode.evaluation import metrics
 from meshnode.integrations.dspy.codec import Classes, NotCarried, decode, encode
@@ -81,7 +81,10 @@ def show(module: Any, demos: Sequence[Any], classes: Classes) -> None:
 
 
 class Bootstrapping:
-    """A program that is bootstrapped when it is called: `(example's fields) -> {BOOTSTRAPPED: demo or None}`."""
+    """A program that is bootstrapped when it is called.
+
+    `(example's fields) -> {BOOTSTRAPPED: demo, TRACED: the run's steps}`, or `{BOOTSTRAPPED: None}`.
+    """
 
     def __init__(
         self,
@@ -103,8 +106,14 @@ class Bootstrapping:
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """One attempt. Raises what the program or the metric raises."""
+        run: list[Any] = []
+
+        def metric(example: Any, prediction: Any, trace: Any = None) -> Any:
+            run[:] = trace or ()
+            return self._metric(example, prediction, trace)
+
         optimizer: Any = dspy.BootstrapFewShot(
-            metric=self._metric, metric_threshold=self._wanted.threshold, max_labeled_demos=0, max_errors=1
+            metric=metric, metric_threshold=self._wanted.threshold, max_labeled_demos=0, max_errors=1
         )
         with self._context():
             # The steps of its `compile`, for one example and without its progress bar.
@@ -115,7 +124,14 @@ class Bootstrapping:
         if not succeeded:
             return {BOOTSTRAPPED: None}
         made = {name: demos[0] for name, demos in optimizer.name2traces.items() if demos}
-        return {BOOTSTRAPPED: {name: self._plain(demo) for name, demo in made.items()} or None}
+        if not made:
+            return {BOOTSTRAPPED: None}
+        steps = [
+            {"predictor": optimizer.predictor2name[id(one)], "inputs": self._plain(given), "outputs": self._plain(said)}
+            for one, given, said in run
+            if id(one) in optimizer.predictor2name  # a predictor that the program made as it ran has no name
+        ]
+        return {BOOTSTRAPPED: {name: self._plain(demo) for name, demo in made.items()}, TRACED: steps}
 
     def _example(self, fields: Mapping[str, Any]) -> Any:
         return dspy.Example(**fields).with_inputs(*self._inputs_of(fields))

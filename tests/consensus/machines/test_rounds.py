@@ -28,7 +28,7 @@ from consensus.machines.rounds import (
 from consensus.machines.values import Refusal
 from consensus.raft import sessions as clients
 from consensus.selection.agreement import Rules, check_proof, conclude
-from consensus.selection.candidates import Candidate, set_digest
+from consensus.selection.candidates import MAX_TRACE_BYTES, Candidate, set_digest
 from consensus.selection.scores import SCALE, Commitment, Reveal
 from tests.consensus.bft.ring import make_round, sign_with, verify
 
@@ -41,7 +41,7 @@ NAMES = sorted(VALIDATORS)
 
 
 def submit(node: str, *texts: str) -> Submit:
-    bare = [Candidate(msgspec.json.encode({"q": text}), digest_of(b"trace"), node) for text in texts]
+    bare = [Candidate(msgspec.json.encode({"q": text}), b"[]", node) for text in texts]
     signed = tuple(msgspec.structs.replace(one, signature=sign_with(node, one.signed_bytes(ROUND))) for one in bare)
     whole = Submit("round", node, signed)
     return msgspec.structs.replace(whole, signature=sign_with(node, whole.signed_bytes(ROUND)))
@@ -199,6 +199,17 @@ def test_too_many_candidates_are_refused() -> None:
     assert held.rule(submit("v0", "same", "same")) == "limit"
 
 
+def test_a_candidate_without_a_trace_that_fits_is_refused() -> None:
+    held = Held()
+    held.do(OPEN)
+    bare = Candidate(b'{"q":"x"}', b"[" + b" " * MAX_TRACE_BYTES + b"]", "v0")
+    one = msgspec.structs.replace(bare, signature=sign_with("v0", bare.signed_bytes(ROUND)))
+    whole = Submit("round", "v0", (one,))
+    answer = held.try_to(msgspec.structs.replace(whole, signature=sign_with("v0", whole.signed_bytes(ROUND))))
+    assert isinstance(answer, Refusal)
+    assert "above the limit" in answer.message
+
+
 def test_a_forged_or_thin_certificate_settles_nothing() -> None:
     held = Held()
     value = held.to_value()
@@ -292,6 +303,8 @@ def test_a_proof_with_any_part_changed_does_not_hold() -> None:
         replace(proof, candidates=proof.candidates[2:]),
         replace(proof, validators={**VALIDATORS, "v0": bytes(32)}),
         replace(proof, validators={}),
+        replace(proof, format=1),
+        replace(proof, candidates=(replace(proof.candidates[0], trace=b'[{"x":1}]'), *proof.candidates[1:])),
         replace(proof, value=proof.value[:-1] + b"x"),
         replace(proof, certificate=certificate(value, signers=2)),
     ):

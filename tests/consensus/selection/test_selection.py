@@ -8,7 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from consensus.bft.messages import digest_of
-from consensus.selection.candidates import MAX_DEMO_BYTES, Candidate, demo_error, merge, set_digest
+from consensus.selection.candidates import (
+    MAX_DEMO_BYTES,
+    MAX_TRACE_BYTES,
+    Candidate,
+    Merged,
+    demo_error,
+    merge,
+    set_digest,
+    trace_error,
+)
 from consensus.selection.choice import Weights, choose, result_digest, select
 from consensus.selection.scores import SCALE, Commitment, Reveal, qualities, reveal_error, to_fixed, trimmed_median
 from consensus.selection.similarity import cosine, jaccard, similarity, tokens_of
@@ -25,8 +34,8 @@ def demo(text: str, answer: str = "a") -> bytes:
     return msgspec.json.encode({"question": text, "answer": answer})
 
 
-def candidate(text: str, node: str = "v0", trace: bytes = b"t") -> Candidate:
-    return Candidate(demo(text), digest_of(trace), node)
+def candidate(text: str, node: str = "v0", trace: bytes = b"[]") -> Candidate:
+    return Candidate(demo(text), trace, node)
 
 
 candidates = st.lists(
@@ -45,7 +54,7 @@ def test_byte_identical_candidates_are_one_with_all_its_proposers() -> None:
 
 
 def test_another_trace_is_another_candidate() -> None:
-    assert len(merge([candidate("same"), candidate("same", trace=b"other")])) == 2
+    assert len(merge([candidate("same"), candidate("same", trace=b'[{"x":1}]')])) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,19 +85,31 @@ def test_a_demo_may_have_a_part_for_each_predictor_and_all_of_their_texts_count(
     assert tokens_of(parts) == tokens_of(b'{"q":"a b c d"}')
 
 
-def test_a_signature_covers_round_proposer_and_demo() -> None:
-    one = candidate("x")
-    other_round = make_round(5)
-    assert len({one.signed_bytes(ROUND), one.signed_bytes(other_round), candidate("x", "v1").signed_bytes(ROUND)}) == 3
+def test_a_signature_covers_round_proposer_demo_and_trace() -> None:
+    others = (candidate("y"), candidate("x", "v1"), candidate("x", trace=b'[{"x":1}]'))
+    signed = {one.signed_bytes(ROUND) for one in (candidate("x"), *others)}
+    assert len(signed | {candidate("x").signed_bytes(make_round(5))}) == 5
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"{}", b"[1]", b"\xff", b'[{"a":[[1]]}]', b"[" * 10_000, b"[" + b" " * MAX_TRACE_BYTES]
+)
+def test_what_is_no_trace_is_refused_with_the_reason(bad: bytes) -> None:
+    assert trace_error(bad)
+
+
+def test_a_trace_is_a_list_of_steps_and_none_for_a_plain_example() -> None:
+    assert trace_error(b"[]") is None
+    assert trace_error(b'[{"predictor":"p","inputs":{"q":"x"},"outputs":{"a":[1,null]}},{"left_out":1}]') is None
 
 
 def test_golden_digests() -> None:
-    (one,) = merge([Candidate(b'{"a":"b"}', bytes(32), "v0")])
-    assert one.digest.hex() == "245eda3ce92277a121aa7d92a845d50f4ca5944bd86eea80578718e63334a620"
-    assert set_digest([one]).hex() == "07d2fed680b132a8b5a0e4e80753851f17d59d0d55255ce4889e525dcc2313ee"
+    (one,) = merge([Candidate(b'{"a":"b"}', b"[]", "v0")])
+    assert one.digest.hex() == "08aeb087478e3eb05da8219601b490e7fbf069d62420f42a35f7f5af0e5d257b"
+    assert set_digest([one]).hex() == "773cc5f00193e6c299184f7701c226300ef65c9984cec8e899c3ddd339d8c838"
     assert (
         result_digest(choose([one], [5], 1, Weights())).hex()
-        == "ea10ab60f49d3d52c67e6386b2e0371bb8e137697d6ceff9283af0ac020bb18a"
+        == "691a74e95525739408f82abe795c813b0f14e2bd67b20f8c50956560ea05c932"
     )
 
 
@@ -261,6 +282,28 @@ def test_of_equally_good_demos_the_shorter_is_taken_and_of_equal_ones_the_smalle
     assert choose(merged, [5, 5], 1, Weights(cost=1000))[0].demo == demo("seven")
     merged = merge([candidate("seven"), candidate("eight")])
     assert choose(merged, [5, 5], 1, Weights())[0].digest == min(one.digest for one in merged)
+
+
+def by_nodes(**texts: str) -> tuple[Merged, ...]:
+    """Candidates of several nodes: the words of a node's text are one each."""
+    return merge(candidate(text, node) for node, words_of in texts.items() for text in words_of.split())
+
+
+def test_no_node_brings_in_more_than_its_share_and_the_others_fill_the_set() -> None:
+    merged = by_nodes(liar="l1 l2 l3 l4 l5 l6", a="a1 a2 a3", b="b1 b2 b3", c="c1 c2 c3")
+    praised = [SCALE if one.proposers == ("liar",) else 0 for one in merged]
+    chosen = choose(merged, praised, 8, Weights(), f=1)
+    assert sum(one.proposers == ("liar",) for one in chosen) == 3, "8 of 4 proposers, one of whom may lie"
+    assert len(chosen) == 8
+    damned = [SCALE - score for score in praised]
+    assert not any(one.proposers == ("liar",) for one in choose(merged, damned, 8, Weights(), f=1))
+
+
+def test_who_copies_anothers_candidates_takes_nothing_from_its_share() -> None:
+    merged = by_nodes(liar="a1 a2 a3", a="a1 a2 a3 a4 a5 a6", b="b1", c="c1")
+    scores = [SCALE if "a" in one.proposers else 0 for one in merged]
+    chosen = choose(merged, scores, 6, Weights(cost=0, diversity=0), f=1)
+    assert sum("a" in one.proposers for one in chosen) == 4, "two of its own share, two of the liar's"
 
 
 def test_below_the_least_quality_nothing_is_taken() -> None:

@@ -62,7 +62,7 @@ def right(example: Mapping[str, Any], _state: Mapping[str, Any]) -> Any:
 async def test_a_busy_worker_is_asked_again_and_is_no_bad_score() -> None:
     workers = Workers(right, busy=2)
     one = bench(workers)
-    merged = merge([Candidate(b'{"text":"x","answer":"y"}', bytes(32), "n1")])
+    merged = merge([Candidate(b'{"text":"x","answer":"y"}', b"[]", "n1")])
     assert await one.scores(merged, soon()) == (SCALE,)
     assert set(workers.asked.values()) == {3}
 
@@ -75,7 +75,7 @@ async def test_what_was_not_run_in_time_counts_nothing_and_the_rest_stays() -> N
 
     one = bench(Workers(first_only))
     first = one.examples[one.held_out[0]]["text"]
-    merged = merge([Candidate(b'{"text":"x","answer":"y"}', bytes(32), "n1")])
+    merged = merge([Candidate(b'{"text":"x","answer":"y"}', b"[]", "n1")])
     assert await one.scores(merged, soon(0.2)) == (SCALE // len(one.held_out),)
 
 

@@ -2,7 +2,8 @@
 
 Every validator has a replica of the round (the production machine) that lags behind the log; liars lie in what they
 submit, commit, show and propose, and in the vote as in `world`. Judged: the score of every chosen demo lies within what
-honest validators gave it, no two chosen are near-duplicates, the result follows from the scores, and its proof holds.
+honest validators gave it, no two chosen are near-duplicates, liars bring in no more than their shares, the result
+follows from the scores, and its proof holds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from consensus.machines.rounds import Command, Commit, OpenRound, Proceed, Round
 from consensus.machines.values import Refusal
 from consensus.selection.agreement import Agreement, Rules, check_proof, conclude, read
 from consensus.selection.candidates import Candidate, set_digest
-from consensus.selection.choice import Weights, result_digest
+from consensus.selection.choice import Weights, result_digest, share_of
 from consensus.selection.scores import SALT_BYTES, SCALE, Commitment, Reveal
 from consensus.selection.similarity import similarity, tokens_of
 from tests.simulation.bft.world import World, sign_with
@@ -116,7 +117,7 @@ class SelectionWorld(World):
             self._append(self._signed(Submit(self.round_id, name, tuple(stolen))))  # or nothing, if it is the first
         candidates = []
         for demo in dict.fromkeys(demos):
-            bare = Candidate(demo, digest_of(name.encode()), name)
+            bare = Candidate(demo, msgspec.json.encode([{"by": name}]), name)
             secret = self.keys.secrets[name]
             signature = sign_with(secret, bare.signed_bytes(self.round))
             candidates.append(msgspec.structs.replace(bare, signature=signature))
@@ -247,6 +248,9 @@ class SelectionWorld(World):
         for place, tokens in enumerate(counted):
             if any(similarity(tokens, other) >= self.rules.weights.near_duplicate for other in counted[:place]):
                 wrong.append("near-duplicates were both chosen")
+        shares = share_of(self.rules.k, len({node for one in merged for node in one.proposers}), self.round.f)
+        if sum(self.liars.issuperset(one.proposers) for one in chosen) > len(self.liars) * shares:
+            wrong.append("liars brought in more than their shares")
         if result_digest(chosen) != agreement.result_digest or len(chosen) > self.rules.k:
             wrong.append("the result does not follow from the scores")
         return wrong

@@ -53,10 +53,13 @@ def _mean(given: Iterable[int], _f: int) -> int:
     return sum(values) // len(values)
 
 
-def _both_of_a_kind(*arguments: Any) -> Any:
-    *others, weights = arguments
+def _both_of_a_kind(candidates: Any, quality: Any, k: int, weights: Weights, f: int) -> Any:
     lenient = Weights(weights.quality, weights.diversity, weights.cost, near_duplicate=scores.SCALE + 1)
-    return _choose(others[0], others[1], others[2], lenient)
+    return _choose(candidates, quality, k, lenient, f)
+
+
+def _as_many_as_there_are(k: int, _proposers: int, _f: int) -> int:
+    return k
 
 
 def _result_is_believed(value: bytes, *_: object) -> str | None:
@@ -72,6 +75,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any]]] = [
     (rounds, "reveal_error", _anything_goes),
     (scores, "trimmed_median", _mean),
     (choice, "choose", _both_of_a_kind),
+    (choice, "share_of", _as_many_as_there_are),
     (rounds, "agreement_error", _result_is_believed),
 ]
 

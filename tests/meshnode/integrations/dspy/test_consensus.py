@@ -11,7 +11,7 @@ import pytest
 
 import meshnode
 from meshnode.demos import RoundProgress, of_proof
-from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED
+from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, TRACED
 from meshnode.integrations.dspy import demos as on_a_worker
 from meshnode.integrations.dspy.worker import Served, adapt
 from tests.e2e.conftest import Cluster, wait_until
@@ -62,6 +62,9 @@ def test_a_compiled_program_carries_the_demos_that_the_mesh_agreed_on(
     demos = shown(compiled)
     bootstrapped = [demo for demo in chosen.demos if set(demo) == {"query", REPLY}]
     assert bootstrapped, "the metric liked every run, so nodes had runs to propose"
+    assert [{step["predictor"] for step in trace} for trace in chosen.traces] == [
+        {"query", REPLY} if demo in bootstrapped else set() for demo in chosen.demos
+    ]
     assert demos["query"][0] == {"augmented": True, **bootstrapped[0]["query"]}
     assert demos[REPLY][0] == {"augmented": True, **bootstrapped[0][REPLY]}
     assert len(demos["query"]) == len(demos[REPLY]) == len(chosen.demos)
@@ -81,7 +84,10 @@ def test_a_worker_bootstraps_what_dspys_own_optimizer_bootstraps(model: Model) -
     with dspy.context(lm=a_model(model)):
         teacher = dspy.LabeledFewShot(k=6).compile(program, trainset=TRAIN[6:])
         expected = shown(serial.compile(program, teacher=teacher, trainset=TRAIN[:3]))
-    made = [bootstrapping(example.toDict())[BOOTSTRAPPED] for example in TRAIN[:3]]
+    answers = [bootstrapping(example.toDict()) for example in TRAIN[:3]]
+    made = [answer[BOOTSTRAPPED] for answer in answers]
+    for answer, demo in zip(answers, made, strict=True):  # each predictor is called once, so the demos are the steps
+        assert {step["predictor"]: {**step["inputs"], **step["outputs"]} for step in answer[TRACED]} == demo
     assert {name: [{"augmented": True, **demo[name]} for demo in made] for name in made[0]} == expected
     refused = {BOOTSTRAP: {"metric": "same", "threshold": None, "labelled": labelled}}
     unlike = served.with_state(json.dumps(refused).encode())({"question": "?", "answer": "nothing like it"})
