@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import meshnode
+from meshnode.replication import placing
 
 PATIENCE_S = 80.0
 
@@ -35,6 +36,13 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
 async def sees_voters(node: meshnode.Node, count: int) -> None:
     """Wait until a node knows of so many."""
     await until(lambda: len(node.status()["voters"]) == count, f"{count} voters at {node.name}")
+
+
+async def crash(*nodes: meshnode.Node) -> None:
+    """End nodes without a goodbye: their sockets close, nothing is handed over."""
+    for node in nodes:
+        node._left.set()  # it does not leave
+    await asyncio.gather(*(node.stop() for node in nodes))
 
 
 class Nodes:
@@ -64,10 +72,11 @@ class Nodes:
 
     async def start_voters(self, count: int, folder: Path | None = None, **settings: Any) -> list[meshnode.Node]:
         """So many nodes, all of them voters."""
-        for number in range(1, count + 1):
-            data_dir = folder / f"n{number}" if folder is not None else None
-            await self.start(f"n{number}", data_dir=data_dir, **settings)
-        nodes = list(self.running.values())
+        names = [f"n{number}" for number in range(1, count + 1)]
+        dirs = {name: folder / name if folder is not None else None for name in names}
+        await self.start(names[0], data_dir=dirs[names[0]], **settings)
+        await asyncio.gather(*(self.start(name, data_dir=dirs[name], **settings) for name in names[1:]))
+        nodes = [self.running[name] for name in names]
         for node in nodes:
             await sees_voters(node, count)
         return nodes
@@ -90,13 +99,18 @@ class Nodes:
         return [node for node in self.running.values() if node is not leader]
 
     async def crash(self, name: str) -> None:
-        """End a node without a goodbye: its sockets close, nothing is handed over."""
-        node = self.running.pop(name)
-        node._left.set()  # it does not leave
-        await node.stop()
+        """End a node without a goodbye."""
+        await crash(self.running.pop(name))
 
     async def close(self) -> None:
-        await asyncio.gather(*(node.stop() for node in self.running.values()))
+        """End all at once. Who leaves a mesh that has lost its majority waits in vain for it to let go."""
+        await crash(*self.running.values())
+
+
+@pytest.fixture(autouse=True)
+def looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joiners learn and vote in several steps, one at each look."""
+    monkeypatch.setattr(placing, "PLACE_EVERY_S", 0.05)
 
 
 @pytest.fixture

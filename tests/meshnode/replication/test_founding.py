@@ -11,17 +11,13 @@ import pytest
 import meshnode
 from meshnode.errors import ConfigError, JoinError
 from meshnode.replication.service import Replication
-from tests.meshnode.replication.conftest import until
+from tests.meshnode.replication.conftest import crash, until
 from tests.ports import free_base
 
 
 def make(name: str, **settings: Any) -> meshnode.Node:
     config = {"http": False, "workers": 0, "gossip_profile": "local", "leave_timeout_s": 0.5, **settings}
     return meshnode.Node(meshnode.Config(name=name, **config))
-
-
-async def stop(*nodes: meshnode.Node) -> None:
-    await asyncio.gather(*(node.stop() for node in nodes))
 
 
 async def test_nodes_that_expect_each_other_begin_one_mesh_together() -> None:
@@ -36,13 +32,13 @@ async def test_nodes_that_expect_each_other_begin_one_mesh_together() -> None:
         await nodes[0].variables.register("x", int, 1)
         assert await nodes[2].variables.get("x", consistency="linearizable") == 1
     finally:
-        await stop(*nodes)
+        await crash(*nodes)
 
 
 async def test_too_few_of_the_expected_begin_nothing_and_say_how_many_are_there() -> None:
     ports = [free_base() for _ in range(3)]
     seeds = tuple(f"127.0.0.1:{port}" for port in ports)
-    nodes = [make(f"n{port}", port=port, seeds=seeds, bootstrap_expect=3, join_timeout_s=2.5) for port in ports[:2]]
+    nodes = [make(f"n{port}", port=port, seeds=seeds, bootstrap_expect=3, join_timeout_s=1.4) for port in ports[:2]]
     outcomes = await asyncio.gather(*(node.start() for node in nodes), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [JoinError] * 2
     # The one that gave up first is missed by the other at its last look.
@@ -64,7 +60,7 @@ async def test_with_one_list_of_seeds_for_all_the_first_of_it_begins_mesh_and_lo
         await nodes[1].variables.register("x", int, 1)
         assert await nodes[0].variables.get("x", consistency="linearizable") == 1
     finally:
-        await stop(*nodes)
+        await crash(*nodes)
 
 
 async def test_a_founder_killed_before_its_log_was_there_founds_it_at_the_next_start(

