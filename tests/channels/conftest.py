@@ -7,24 +7,29 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from channels.codec import Codec, JsonCodec
 from channels.four import FourChannels
 from channels.memory import Network
-from channels.spec import Limits, Timing
+from channels.spec import CHANNELS, ChannelSpec, Limits, Timing
 from channels.transport import Handler, Incoming
 from channels.zeromq import open_channels
 
-#: Short times, so that tests of lost links take tenths of seconds.
+#: Short times for what a test waits for, so that tests of lost links take tenths of seconds; long ones for what must
+#: not happen just because a busy machine held a test up.
 FAST = Timing(
-    connect_s=1.0,
-    idle_s=60.0,
-    heartbeat_s=1.0,
+    connect_s=30.0,
+    idle_s=600.0,
+    heartbeat_s=30.0,
     retry_s=0.05,
     retry_max_s=0.2,
     refresh_s=0.2,
     housekeeping_s=0.05,
 )
+
+
+PATIENT = tuple(structs.replace(spec, stale_s=60.0) for spec in CHANNELS)
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
@@ -57,8 +62,10 @@ class Mesh:
         limits: Limits | None = None,
         timing: Timing = FAST,
         introduce: bool = True,
+        specs: tuple[ChannelSpec, ...] = PATIENT,
         **options: Any,
     ) -> FourChannels:
+        options["specs"] = specs
         if self.kind == "memory":
             node = self.network.open(node_id, handler=handler, limits=limits, timing=timing, **options)
         else:

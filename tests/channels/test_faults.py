@@ -54,7 +54,8 @@ async def test_coordination_drops_and_counts_repeats(memory: Mesh) -> None:
     memory.network.faults = Faults(duplication=1.0)
     for n in range(5):
         await a["coordination"].cast("b", "put", str(n).encode())
-    await until(lambda: b["coordination"].statistics()["dropped"].get("duplicate") == 5)
+    # At least: on a busy machine some are sent again before their acknowledgement is read.
+    await until(lambda: b["coordination"].statistics()["dropped"].get("duplicate", 0) >= 5)
     assert got == [b"0", b"1", b"2", b"3", b"4"]
 
 
@@ -215,8 +216,8 @@ async def test_a_skewed_wall_clock_does_not_matter(memory: Mesh, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() - 3600.0)
         b = await memory.open("b")
-    assert await a["inference"].request("b", "echo", b"1", timeout_s=1) == b"1"
-    assert await b["inference"].request("a", "echo", b"2", timeout_s=1) == b"2"
+    assert await a["inference"].request("b", "echo", b"1", timeout_s=60) == b"1"
+    assert await b["inference"].request("a", "echo", b"2", timeout_s=60) == b"2"
 
 
 @pytest.mark.parametrize("spec", [TELEMETRY, REAL_TIME], ids=lambda spec: spec.name)
@@ -243,7 +244,8 @@ async def test_a_flood_is_bounded_by_the_loss_rule(memory: Mesh, spec) -> None: 
 
 
 async def test_links_are_tried_again_with_growing_pauses(memory: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = await memory.open("a", timing=structs.replace(FAST, connect_s=0.05)), await memory.open("b")
+    timing = structs.replace(FAST, connect_s=0.05, retry_s=0.05, retry_max_s=0.2)
+    a, b = await memory.open("a", timing=timing), await memory.open("b")
     tries: list[float] = []
     wire = next(w for w in memory.network.wires.values() if w.node_id == "a" and "coordination" in w.address)
     connect = wire.connect
@@ -257,7 +259,8 @@ async def test_links_are_tried_again_with_growing_pauses(memory: Mesh, monkeypat
     cast = asyncio.ensure_future(a["coordination"].cast("b", "echo", b""))
     await until(lambda: len(tries) >= 4)
     pauses = [later - earlier for earlier, later in pairwise(tries)]
-    assert pauses[-1] > pauses[0]
+    # A busy machine makes them longer, never shorter.
+    assert all(pause >= 0.05 + least - 0.001 for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=False))
     memory.network.heal()
     await asyncio.wait_for(cast, 25)
     assert b["coordination"].statistics()["received"] > 0

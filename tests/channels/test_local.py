@@ -73,7 +73,7 @@ async def test_workers_serve_ask_back_and_are_missed_at_once_when_killed(
     processes = [context.Process(target=work, args=(str(node.path), f"w{n}"), daemon=True) for n in range(2)]
     for process in processes:
         process.start()
-    await until(lambda: sorted(joined) == ["w0", "w1"], 30)
+    await until(lambda: sorted(joined) == ["w0", "w1"], 90)
     assert node.workers() == {"w0", "w1"}
     assert await node.request("w0", "echo", bytes(1_000_000)) == bytes(1_000_000)
     assert await node.request("w1", "ask_back", b"x") == b"w1:x"
@@ -87,7 +87,7 @@ async def test_workers_serve_ask_back_and_are_missed_at_once_when_killed(
     assert await node.request("w1", "echo", b"still here") == b"still here"
     await node.close()  # the other one notices and ends by itself
     for process in processes:
-        await asyncio.get_running_loop().run_in_executor(None, process.join, 10)
+        await asyncio.get_running_loop().run_in_executor(None, process.join, 60)
     assert processes[1].exitcode == 0
     assert not node.path.exists()
 

@@ -53,7 +53,7 @@ async def test_members_with_keys_talk_on_every_channel_both_ways(zeromq: Mesh) -
         assert await a[name].request("b", "echo", b"1", timeout_s=20) == b"1"
         assert await b[name].request("a", "echo", b"2", timeout_s=20) == b"2"
     body = bytes(1_000_000)
-    assert await a["inference"].request("b", "echo", body, timeout_s=10) == body
+    assert await a["inference"].request("b", "echo", body, timeout_s=60) == body
 
 
 async def test_an_unknown_key_gets_nothing(zeromq: Mesh) -> None:
@@ -108,7 +108,7 @@ async def test_an_expelled_peer_is_disconnected_at_once_and_stays_out(zeromq: Me
         assert await b[name].request("a", "echo", b"1", timeout_s=20) == b"1"
     del keys.owners[keys.pairs["b"][0]]
     a.drop_peer("b")
-    await until(lambda: all(b[name].statistics()["links"] == 0 for name in CHANNEL_NAMES), 3)
+    await until(lambda: all(b[name].statistics()["links"] == 0 for name in CHANNEL_NAMES))
     with pytest.raises(Unreachable):
         await b["inference"].request("a", "echo", b"1", timeout_s=20)
     assert a["inference"].statistics()["links"] == 0
@@ -193,11 +193,11 @@ async def test_a_handshake_waits_for_a_key_that_is_about_to_become_known(zeromq:
         asked.append(key)
         return keys.owners.get(key)
 
-    secured = msgspec.structs.replace(keys.make("a"), patience_s=5.0, allowed=allowed)
+    secured = msgspec.structs.replace(keys.make("a"), patience_s=60.0, allowed=allowed)
     a = await zeromq.open("a", security=secured, introduce=False)
     b = await zeromq.open("b", security=keys.make("b", known_as=""), introduce=False)
     b.set_peer("a", a.addresses, keys.pairs["a"][0])
-    reply = asyncio.ensure_future(b["inference"].request("a", "echo", b"late", timeout_s=5))
+    reply = asyncio.ensure_future(b["inference"].request("a", "echo", b"late", timeout_s=60))
     await until(lambda: len(asked) >= 2)  # it waits, and is asked about again
     assert not reply.done()
     keys.owners[keys.pairs["b"][0]] = "b"

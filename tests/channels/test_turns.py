@@ -75,7 +75,7 @@ async def test_a_handler_that_cancels_itself_takes_nobody_with_it(mesh: Mesh) ->
 
     a, _ = await mesh.open("a"), await mesh.open("b", handler)
     await a["inference"].request("b", "warm up", b"0", timeout_s=30)
-    lost = a["inference"].request("b", "ask", b"7", timeout_s=0.5)
+    lost = a["inference"].request("b", "ask", b"7", timeout_s=0.3)
     assert await ask_all(a, "inference", BODIES[7:]) == BODIES[7:]
     with pytest.raises(DeadlineExceeded):
         await lost
@@ -108,7 +108,7 @@ async def test_a_node_that_closes_leaves_no_coroutine_behind(mesh: Mesh) -> None
 
     a, b = await mesh.open("a"), await mesh.open("b", handler)
     asked = [a["inference"].request("b", "ask", body, timeout_s=30) for body in BODIES]
-    await until(lambda: begun == len(BODIES), 30)
+    await until(lambda: begun == len(BODIES))
     asked += [b["inference"].request("b", "ask", body, timeout_s=30) for body in BODIES]
     await asyncio.sleep(0)
     await b.close()
