@@ -70,8 +70,7 @@ class Mesh:
         return self
 
     async def __aexit__(self, *failure: object) -> None:
-        for peer in self.peers:
-            await peer.membership.close()
+        await asyncio.gather(*(peer.membership.close() for peer in self.peers))
         await self._stack.aclose()
 
     async def start(
@@ -83,7 +82,7 @@ class Mesh:
         started: int | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
-        timeout_s: float = 10.0,
+        timeout_s: float = 60.0,
         join: bool = True,
         advertise: str | None = None,
         peers_file: Path | None = None,

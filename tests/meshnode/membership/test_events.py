@@ -10,6 +10,7 @@ import pytest
 from meshnode.errors import JoinError, Overloaded, TooLarge
 from meshnode.membership.datagrams import open_socket
 from tests.meshnode.membership.mesh import Mesh, wait_until
+from tests.ports import free_base
 
 
 async def test_every_member_hears_an_event_once() -> None:
@@ -41,7 +42,7 @@ async def test_a_query_gathers_an_answer_from_every_member() -> None:
                 "where",
                 lambda _, payload, peer=peer: payload + peer.name.encode(),  # type: ignore[misc]
             )
-        answers = await seed.membership.events.query("where", b"at ", timeout_s=10)
+        answers = await seed.membership.events.query("where", b"at ", timeout_s=60)
         assert answers == {peer.node_id: f"at {peer.name}".encode() for peer in mesh.peers}
 
 
@@ -100,7 +101,8 @@ async def test_a_node_whose_seeds_are_gone_rejoins_from_its_peers_file(tmp_path:
 async def test_a_node_that_restarts_before_its_peers_finds_them_when_they_come_back(tmp_path: Path) -> None:
     kept = tmp_path / "peers.json"
     async with Mesh() as mesh:
-        other = await mesh.start("other", node_id="f" * 32)
+        port = free_base()
+        other = await mesh.start("other", node_id="f" * 32, port=port)
         before = await mesh.start("me", other, node_id="e" * 32, peers_file=kept)
         mesh_id = before.membership.mesh_id
         await wait_until(mesh.converged)
@@ -108,7 +110,6 @@ async def test_a_node_that_restarts_before_its_peers_finds_them_when_they_come_b
         await mesh.kill(other)
         after = await mesh.start("me", node_id="e" * 32, mesh_id=mesh_id, peers_file=kept, timeout_s=0.3)
         assert after.states() == {"me": "alive", "other": "dead"}
-        port = int(other.address.rpartition(":")[2])
         # It has no peers file and no seed: only the first node's retries can bring them together.
         await mesh.start("other", node_id="f" * 32, mesh_id=mesh_id, port=port)
         await wait_until(mesh.converged)

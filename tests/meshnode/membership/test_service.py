@@ -28,13 +28,14 @@ from meshnode.security.keyfile import KeyFile, make_key
 from meshnode.security.ring import KeyRing
 from meshnode.security.seal import SealedEnvelope, now_ms
 from tests.meshnode.membership.mesh import Mesh, wait_until
+from tests.ports import free_base
 
 
 async def test_five_nodes_that_know_one_seed_converge() -> None:
     async with Mesh(LAN) as mesh:
         seed = await mesh.start("n0")
         await asyncio.gather(*(mesh.start(f"n{i}", seed) for i in range(1, 5)))
-        await wait_until(mesh.converged, within_s=30)
+        await wait_until(mesh.converged)
         for peer in mesh.peers:
             assert set(peer.introduced) == {other.node_id for other in mesh.peers if other is not peer}
             assert peer.membership.mesh_id == seed.membership.mesh_id
@@ -48,16 +49,15 @@ async def test_fifty_nodes_that_join_one_seed_at_once_converge() -> None:
         assert all(len(peer.introduced) == 49 for peer in mesh.peers)
 
 
-async def test_a_killed_node_is_seen_dead_by_all_on_the_lan_profile() -> None:
-    async with Mesh(LAN) as mesh:
+async def test_a_killed_node_is_seen_dead_by_all() -> None:
+    async with Mesh() as mesh:
         seed = await mesh.start("n0")
-        for i in range(1, 5):
-            await mesh.start(f"n{i}", seed)
+        victim, *_ = await asyncio.gather(*(mesh.start(f"n{i}", seed) for i in range(1, 5)))
         await wait_until(mesh.converged)
-        await mesh.kill(mesh.peers[3])
+        await mesh.kill(victim)
         survivors = [peer for peer in mesh.peers if peer.running]
-        await wait_until(lambda: all(peer.state_of("n3") == "dead" for peer in survivors), within_s=60)
-        assert all("n3" in peer.forgotten for peer in survivors)
+        await wait_until(lambda: all(peer.state_of("n1") == "dead" for peer in survivors))
+        assert all("n1" in peer.forgotten for peer in survivors)
 
 
 async def test_a_node_that_leaves_is_left_not_dead() -> None:
@@ -69,21 +69,19 @@ async def test_a_node_that_leaves_is_left_not_dead() -> None:
         await third.membership.leave()
         await mesh.kill(third)
         await wait_until(lambda: seed.state_of("c") == other.state_of("c") == "left")
-        assert "dead" not in {change.member.state for change in seed.changes}
+        assert "dead" not in {change.member.state for change in seed.changes if change.member.name == "c"}
 
 
 async def test_a_node_may_return_at_the_same_address_with_a_new_identity() -> None:
     async with Mesh() as mesh:
         seed = await mesh.start("a")
-        before = await mesh.start("b", seed)
+        port = free_base()
+        before = await mesh.start("b", seed, port=port)
         await wait_until(mesh.converged)
-        port = int(before.address.rpartition(":")[2])
         await mesh.kill(before)
         after = await mesh.start("b", seed, port=port)
-        await wait_until(lambda: seed.membership.record(after.node_id) is not None)
-        alive = [m for m in seed.membership.members() if m.name == "b" and m.state == "alive"]
+        await wait_until(lambda: ("alive", after.node_id) in {(m.state, m.node_id) for m in seed.membership.members()})
         await wait_until(lambda: before.node_id not in seed.introduced)
-        assert after.node_id in [m.node_id for m in alive]
         assert after.membership.me.incarnation == after.membership.record(after.node_id).started  # type: ignore[union-attr]  # it knows itself
 
 
@@ -181,28 +179,25 @@ async def test_a_joiner_whose_clock_differs_from_its_seeds_joins_and_talks_by_da
         a = await mesh.start("a", node_id=names["a"], envelope=sealed(names["a"], 0, 60))
         b = await mesh.start("b", a, node_id=names["b"], envelope=sealed(names["b"], 0, 60))
         c = await mesh.start("c", b, node_id=names["c"], envelope=sealed(names["c"], ahead_s))
-        await wait_until(mesh.converged, within_s=30)
+        await wait_until(mesh.converged)
         mesh.tcp_blocked = True
         # Only answered datagrams measure a round trip.
         pairs = [(one, other) for one in (a, b, c) for other in (a, b, c) if one is not other]
-        await wait_until(
-            lambda: all(other.node_id in one.membership.round_trips() for one, other in pairs), within_s=25
-        )
+        await wait_until(lambda: all(other.node_id in one.membership.round_trips() for one, other in pairs))
 
 
 async def test_an_unreachable_seed_is_named_with_the_reason() -> None:
     async with Mesh() as mesh:
         with open_socket("127.0.0.1", 0) as nobody:
             port = nobody.getsockname()[1]
-            with pytest.raises(JoinError, match=rf"127.0.0.1:{port}: no answer.*no-such-host.invalid:7700: the name"):
+            with pytest.raises(JoinError, match=rf"127.0.0.1:{port}: no answer.*no-such-host.invalid:7700: .*the name"):
                 await mesh.start("a", f"127.0.0.1:{port}", "no-such-host.invalid:7700", timeout_s=0.5)
 
 
 async def test_a_seed_that_comes_up_later_is_found() -> None:
     async with Mesh() as mesh:
-        with open_socket("127.0.0.1", 0) as reserved:
-            port = reserved.getsockname()[1]
-        joining = asyncio.create_task(mesh.start("b", f"localhost:{port}"))
+        port = free_base()
+        joining = asyncio.create_task(mesh.start("b", f"localhost:{port}", timeout_s=60))
         await wait_until(lambda: bool(mesh.peers) and mesh.peers[0].membership.statistics().get("sent", 0) > 0)
         await mesh.start("a", port=port)
         await joining
@@ -211,10 +206,7 @@ async def test_a_seed_that_comes_up_later_is_found() -> None:
 
 async def test_one_list_of_seeds_serves_all_nodes_and_founds_one_mesh() -> None:
     async with Mesh() as mesh:
-        sockets = [open_socket("127.0.0.1", 0) for _ in range(3)]
-        ports = [each.getsockname()[1] for each in sockets]
-        for each in sockets:
-            each.close()
+        ports = [free_base() for _ in range(3)]
         seeds = [f"127.0.0.1:{port}" for port in ports]
         await asyncio.gather(*(mesh.start(f"n{i}", *seeds, port=port) for i, port in enumerate(ports)))
         await wait_until(mesh.converged)
@@ -326,8 +318,11 @@ async def test_a_watcher_sees_every_change_in_order() -> None:
         await wait_until(mesh.converged)
         await other.membership.leave()
         await wait_until(lambda: seed.state_of("b") == "left")
-        seen = [await anext(watch), await anext(watch)]
-        assert [(change.before, change.member.state) for change in seen] == [(None, "alive"), ("alive", "left")]
+        seen = [await anext(watch)]
+        while seen[-1].member.state != "left":  # on a busy machine it may be suspected in between
+            seen.append(await asyncio.wait_for(anext(watch), 60))
+        assert [change.before for change in seen] == [None, *(change.member.state for change in seen[:-1])]
+        assert seen[0].member.state == "alive"
 
 
 async def test_round_trips_of_probes_are_measured() -> None:
