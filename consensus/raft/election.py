@@ -27,9 +27,9 @@ def tick(state: State, elapsed: int) -> None:
             stand_first(state)
         else:
             become_follower(state, state.term, None)  # whoever led us, does so no more
-    elif state.role is Role.PRE_CANDIDATE and (state.now - state.stood_at) % state.settings.heartbeat_ticks == 0:
+    elif state.role is Role.PRE_CANDIDATE and (state.now - state.stood_at) % state.settings.retry_ticks == 0:
         _ask_pre_votes(state)  # who refused may have heard a leader a tick later than this node, or been its rival
-    elif state.forwarded_reads and state.now % state.settings.heartbeat_ticks == 0:
+    elif state.forwarded_reads and state.now % state.settings.retry_ticks == 0:
         reads.ask_again(state)
 
 

@@ -27,7 +27,12 @@ from consensus.raft.effects import (
 from consensus.raft.messages import COMMAND, NOOP, Entry, Message
 
 SETTINGS = Settings(
-    election_timeout_ticks=10, heartbeat_ticks=2, lease_ticks=7, disk_timeout_ticks=12, retained_entries=0
+    election_timeout_ticks=10,
+    heartbeat_ticks=2,
+    retry_ticks=2,
+    lease_ticks=7,
+    disk_timeout_ticks=12,
+    retained_entries=0,
 )
 T = SETTINGS.election_timeout_ticks
 

@@ -35,6 +35,7 @@ class World:
         self.settings = Settings(
             election_timeout_ticks=10,
             heartbeat_ticks=rng.choice((2, 3)),
+            retry_ticks=3,
             lease_ticks=8,
             disk_timeout_ticks=20,
             max_append_bytes=rng.choice((60, 400, 100_000)),
