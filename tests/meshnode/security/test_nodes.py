@@ -87,9 +87,8 @@ async def test_a_joiner_without_the_key_gets_no_answer_and_leaves_nothing(nodes:
     other = new_key_file(tmp_path / "other.key")
     for key_file in (other, None):
         with pytest.raises(JoinError, match="no answer from"):
-            await nodes.start("stranger", a, key_file=key_file, join_timeout_s=0.7)
-    assert statistics(a)["dropped_other_key"] > 0
-    assert statistics(a)["dropped_not_sealed"] > 0
+            await nodes.start("stranger", a, key_file=key_file, join_timeout_s=0.4)
+    await until(lambda: statistics(a).get("dropped_other_key", 0) > 0 < statistics(a).get("dropped_not_sealed", 0))
     assert states(a) == {"a": "alive"}
     assert links(a) == 0
 
@@ -156,7 +155,7 @@ async def test_a_recorded_packet_does_nothing_a_second_time_nor_elsewhere(nodes:
     same_key = await nodes.start("same-key")  # another mesh, founded with the same key file
     other = await nodes.start("other", key_file=new_key_file(tmp_path / "other.key"))
     await until(lambda: len(recorded) >= 8 and states(a) == {"a": "alive", "b": "alive"})
-    packets = list(recorded)
+    packets = recorded[:16]  # no more than a socket's buffer holds
     await b.stop()
     await until(lambda: states(a)["b"] == "left")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
@@ -207,8 +206,7 @@ async def test_keys_are_rotated_while_nodes_talk_and_who_missed_it_is_shut_out_a
     assert told["disconnected"] == [c.node_id]
     with pytest.raises(MeshError):
         await a.call(c.node_id, "echo", 1, timeout_s=1)
-    await until(lambda: states(a)["c"] == "dead" and states(b)["c"] == "dead")
-    assert states(a)["b"] == "alive"
+    await until(lambda: states(a)["c"] == "dead" and states(b)["c"] == "dead" and states(a)["b"] == "alive")
     save_keys(files["c"], KeyFile((new,)))
     c.reload_keys()
     late = await nodes.start("late", b, key_file=files["b"])
@@ -245,7 +243,7 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     uncertified = nodes.folder / "mesh-without-ca.key"
     save_keys(uncertified, KeyFile(load_keys(nodes.key_file()).keys))
     with pytest.raises(JoinError):
-        await nodes.start("bare", a, key_file=uncertified, join_timeout_s=1.5)
+        await nodes.start("bare", a, key_file=uncertified, join_timeout_s=0.7)
     assert await c.call(b.node_id, "echo", 1, timeout_s=20) == 1
     assert await a.call(b.node_id, "echo", 1, timeout_s=20) == 1
     renewed = ca.certify(c.node_id, 4_100_000_000)
@@ -271,7 +269,7 @@ async def test_only_certified_nodes_join_and_the_revoked_are_disconnected_at_onc
     assert await a.call(c.node_id, "echo", 1, timeout_s=20) == 1
     await b.stop()
     with pytest.raises(MeshError):  # its certificate is as it was, but it is known to be out
-        await nodes.start("b", a, data_dir=nodes.folder / "b", join_timeout_s=1.5)
+        await nodes.start("b", a, data_dir=nodes.folder / "b", join_timeout_s=0.7)
     # It is remembered over restarts of those who heard it.
     await c.stop()
     again = await nodes.start("c", a, data_dir=nodes.folder / "c")
@@ -321,7 +319,7 @@ async def test_a_keyed_mesh_gossips_over_tcp_where_udp_is_blocked(nodes: Nodes) 
     await until(lambda: all(len(node.members()) == 3 for node in (a, b, c)))
     assert await c.call(b.node_id, "echo", 1, timeout_s=20) == 1
     with pytest.raises(JoinError):
-        await nodes.start("stranger", a, gossip_transport="tcp", key_file=None, join_timeout_s=0.7)
+        await nodes.start("stranger", a, gossip_transport="tcp", key_file=None, join_timeout_s=0.4)
 
 
 async def test_twelve_nodes_with_a_key_join_one_seed_at_once(nodes: Nodes) -> None:
