@@ -79,6 +79,8 @@ class VariableRoutes:
         if after is not None and not after.isdecimal():
             raise InvalidInput(f"after {after!r}: a version is a number")
         await self._node.variables.history(name)  # raises if there is no such variable
+        if request.method == "HEAD":  # has no end to wait for
+            return Response(media_type="application/x-ndjson")
         watch = self._node.variables.watch(name, after=None if after is None else int(after))
 
         async def lines() -> AsyncIterator[bytes]:
