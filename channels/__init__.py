@@ -42,7 +42,7 @@ not introduced may connect and ask.
 
     [version = 1, session, sent_at, [message, ...]]
 
-and, if its only message is a Chunk, a second frame with the chunk's bytes. `session` is a random positive integer
+and, if its first message is a Chunk, a second frame with the chunk's bytes. `session` is a random positive integer
 below 2**63, drawn when the process starts: another session from the same node id means it has restarted. `sent_at` is
 the sender's wall clock in seconds (a float). Frames are limited to twice the largest of the channel's packet, chunk and
 unchunked body size plus 64 KiB; larger ones cut the connection. The first packet after connecting may be empty, and
@@ -75,9 +75,10 @@ beyond the fastest packet. Requests, events and publications past their deadline
 **Requests.** `id` is unique per sending process. Answer with one Response, or, if `stream`, with Parts and one End.
 A reader starts with credit for 32 parts. A sender keeps at most 1024 requests outstanding (or as Window says).
 
-**Chunks** (inference only). A body over 32 KiB goes as chunks of 512 KiB, each a packet of its own, the bytes of a few
-(3, over long round trips up to 32) without ChunkAck per connection and direction, then Whole. Chunks are acknowledged
-in the order they came. A ChunkAck with a fault refuses the transfer.
+**Chunks** (inference only). A body over 32 KiB goes as chunks of 512 KiB, each in a packet of its own, the bytes of a
+few (3, over long round trips up to 32; a smaller one counts as 128 KiB) without ChunkAck per connection and direction.
+Whole follows the last chunk, in its packet or a later one. Chunks are acknowledged in the order they came. A ChunkAck
+with a fault refuses the transfer.
 
 **Acknowledged delivery** (coordination only). Messages of kind 1 to 8 travel inside Reliable, but for Events of a
 protocol that repeats what matters by itself. `sequence` counts from 1 or more per session and receiver, `first` is the

@@ -1,9 +1,10 @@
 """Large bodies, in pieces: no body holds the loop, the wire, or the peer's memory beyond its limit.
 
 A body above `chunk_from` is cut into chunks; only the bytes of a few are on the way to one peer at a time, whatever the
-number of bodies, which take turns. Each chunk is acknowledged when it was taken. The message itself follows the last
-chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of their own, so
-they are neither encoded nor decoded.
+number of bodies, which take turns of a few chunks: long enough for most to be finished in one, so that the receiver has
+few of them half done and still in its caches. Each chunk is acknowledged when it was taken. The message itself travels
+with the last chunk, without its body, and is put together again before it is dispatched. Chunks travel as a frame of
+their own, so they are neither encoded nor decoded.
 
 How many are a few is measured (`Pace`): `chunk_window` to begin with and at least, more only where the round trip is
 long and does not grow with it, as on a link of 20 ms; where it grows, chunks wait in a queue and more would only
@@ -29,6 +30,10 @@ from channels.wire import Bytes
 MAX_TRANSFERS = 256
 #: Chunks' worth of bytes on the way to one peer at most, 16 MiB.
 MAX_WINDOW = 32
+#: Chunks of one body that go before the next body has its turn.
+TURN = 4
+#: A chunk counts as this part of a full one at least: a small one costs both loops as many calls as a large one.
+LEAST = 1 / 4
 
 
 class Outgoing:
@@ -96,7 +101,7 @@ class Lane:
 class Chunks:
     """The chunked bodies of one channel.
 
-    `post(peer, message, size)` sends a message with the tick's packet, `send(peer, message, body)` one chunk at once
+    `post(peer, message, size)` sends a message with the tick's packet, `send(peer, messages, body)` one chunk at once
     (False: not now), `refuse(peer, message, fault)` tells that a message could not be delivered.
     """
 
@@ -104,7 +109,7 @@ class Chunks:
         self,
         spec: ChannelSpec,
         post: Callable[[Peer, Any, int], None],
-        send: Callable[[Peer, Any, memoryview], bool],
+        send: Callable[[Peer, list[Any], memoryview], bool],
         refuse: Callable[[Peer, Any, Fault], None],
         drops: Drops,
     ) -> None:
@@ -143,16 +148,19 @@ class Chunks:
         while lane.waiting and lane.under_way < lane.pace.window * size:
             out = lane.waiting[0]
             piece = out.body[out.next * size : (out.next + 1) * size]
-            if not self._send(peer, Chunk(out.transfer, out.next, len(out.body)), piece):
+            messages: list[Any] = [Chunk(out.transfer, out.next, len(out.body))]
+            if out.next + 1 == out.chunks:
+                messages.append(Whole(out.transfer, out.chunks, out.message))
+            if not self._send(peer, messages, piece):
                 return
             out.next += 1
-            lane.sent_at.append((time.monotonic(), len(piece)))
-            lane.under_way += len(piece)
+            weight = max(len(piece), int(size * LEAST))
+            lane.sent_at.append((time.monotonic(), weight))
+            lane.under_way += weight
             if out.next == out.chunks:
                 lane.waiting.popleft()
                 lane.waiting_bytes -= len(out.body)
-                self._post(peer, Whole(out.transfer, out.chunks, out.message), 0)
-            else:
+            elif out.next % TURN == 0:
                 lane.waiting.rotate(-1)
 
     def on_chunk(self, peer: Peer, chunk: Chunk, body: Bytes | None) -> None:

@@ -1,19 +1,21 @@
 """The sending side: messages wait in a peer's outbox and leave together, one packet per peer and tick of the loop.
 
 Packing is what makes small messages cheap: 256 calls in flight cost a few packets, not 256. A packet is closed at
-`packet_bytes`, so that no decode holds the loop for long. When the wire takes nothing more, the messages stay and the
+`packet_bytes`, so that no decode holds the loop for long; and where many wait, they leave over several turns of the
+loop, for encoding thousands would hold it as well. When the wire takes nothing more, the messages stay and the
 channel's loss rule is applied to them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from channels import backlog
-from channels.envelope import VERSION, Chunk, Packet, Reliable
+from channels.envelope import VERSION, Event, Packet, Part, Publish, Reliable, Request, Response
 from channels.peers import Peer, Peers
 from channels.spec import ChannelSpec
 from channels.statistics import Drops
@@ -21,6 +23,8 @@ from channels.wire import Wire
 
 #: What an envelope adds to a body, about; counted so that many small messages fill a packet, too.
 OVERHEAD = 48
+#: A queue that is full is shortened by such a part of its length at a time.
+SHORTEN = 16
 
 
 class Outbox:
@@ -52,6 +56,7 @@ class Outbox:
         self._dirty: list[Peer] = []
         self._flushing = False
         self._lonely = False
+        self._turn_s = spec.drain_s
         self._count = 0  # of messages sent in this tick
         self.waits = False  # packets are being handed over; on_drained will flush
         self.peers: Peers  # set by the channel, which makes both
@@ -67,8 +72,8 @@ class Outbox:
         if len(peer.outbox) > self._spec.queue_messages or peer.out_bytes > self._spec.queue_bytes:
             if not peer.blocked:
                 self.send(peer)  # a burst within one tick is no overload as long as the wire takes it
-            elif len(peer.outbox) > self._spec.queue_messages * 5 // 4:
-                self._shorten(peer)  # a quarter at a time, for it walks the whole queue
+            elif len(peer.outbox) > self._spec.queue_messages + self._spec.queue_messages // SHORTEN:
+                self._shorten(peer)
 
     def mark(self, peer: Peer) -> None:
         """This peer has something to send in this tick."""
@@ -100,8 +105,14 @@ class Outbox:
         self._lonely = self._count <= 1
         self._wire.flushed()
 
+    def close(self) -> None:
+        """Send what waits, as far as the wire takes it, and nothing more."""
+        self._turn_s = math.inf
+        self.flush()
+        self.closed = True
+
     def send(self, peer: Peer) -> None:
-        """Send what waits for one peer, or as much as the wire takes."""
+        """Send what waits for one peer, or as much as the wire and this turn of the loop take."""
         path, outbox = peer.path, peer.outbox
         if not outbox:
             return
@@ -118,9 +129,10 @@ class Outbox:
         peer.used_at = now
         if peer.blocked:
             self.unblock(peer)
+        until = now + self._turn_s
         while outbox:
             whole = peer.out_bytes <= self._spec.packet_bytes
-            some = outbox if whole else _packetful(outbox, self._spec.packet_bytes)
+            some, size = (outbox, 0) if whole else _packetful(outbox, self._spec.packet_bytes)
             frame = self._encode(Packet(VERSION, self._session, now + self._wall, some))
             sent = self._wire.send(path, frame)
             if sent == "sent":
@@ -133,7 +145,10 @@ class Outbox:
                     peer.outbox, peer.out_bytes = [], 0
                     return
                 outbox = peer.outbox = outbox[len(some) :]
-                peer.out_bytes -= _bytes(some)
+                peer.out_bytes -= size
+                if outbox and time.monotonic() > until:
+                    self._go_on(peer)
+                    return
             elif sent == "full":
                 self._blocked(peer)
                 self._shorten(peer)
@@ -143,13 +158,23 @@ class Outbox:
                 return
         peer.out_bytes = 0
 
-    def send_chunk(self, peer: Peer, chunk: Chunk, piece: memoryview) -> bool:
-        """Send one chunk of a large body at once; False if the wire takes nothing now."""
+    def _go_on(self, peer: Peer) -> None:
+        """The rest leaves in the next turn of the loop."""
+        if not peer.dirty:
+            peer.dirty = True
+            self._dirty.append(peer)
+        if not self._flushing:
+            self._flushing = True
+            self._count = 0
+            self._loop.call_soon(self.flush)
+
+    def send_chunk(self, peer: Peer, messages: list[Any], piece: memoryview) -> bool:
+        """Send a packet with one chunk of a large body at once; False if the wire takes nothing now."""
         path = peer.path
         if path is None:
             return False
         now = time.monotonic()
-        frame = self._encode(Packet(VERSION, self._session, now + self._wall, [chunk]))
+        frame = self._encode(Packet(VERSION, self._session, now + self._wall, messages))
         sent = self._wire.send(path, frame, piece)
         if sent != "sent":
             if sent == "full":
@@ -158,6 +183,7 @@ class Outbox:
                 self._gone(peer, now)
             return False
         peer.used_at = now
+        peer.traffic.sent += len(messages)
         peer.traffic.packets_sent += 1
         peer.traffic.bytes_sent += len(frame) + len(piece)
         if not peer.dirty:
@@ -184,36 +210,41 @@ class Outbox:
         """Apply the loss rule to what waits."""
         waiting, rule, most = peer.outbox, self._spec.loss_rule, self._spec.queue_messages
         if rule == "oldest":
-            kept = backlog.keep_latest(waiting, most)
-            self._drops.count("overflow", len(waiting) - len(kept))
+            dropped = backlog.drop_oldest(waiting, most)
+            self._drops.count("overflow", len(dropped))
         elif rule == "newest":
-            fresh = backlog.keep_fresh(waiting, time.monotonic() + self._wall)
-            kept = backlog.keep_newest(fresh, most)
-            self._drops.count("stale", len(waiting) - len(fresh))
-            self._drops.count("superseded", len(fresh) - len(kept))
+            dropped = backlog.drop_stale(waiting, time.monotonic() + self._wall)
+            self._drops.count("stale", len(dropped))
+            old = backlog.drop_older(waiting, most)
+            self._drops.count("superseded", len(old))
+            dropped += old
         else:
             return
-        if len(kept) < len(waiting):
-            peer.outbox, peer.out_bytes = kept, _bytes(kept)
+        peer.out_bytes -= _bytes(dropped)
 
 
 def size_of(message: Any) -> int:
     """The bytes of a message's body."""
-    if isinstance(message, Reliable):
+    if type(message) is Reliable:
         message = message.message
-    body = getattr(message, "args", None) or getattr(message, "body", None) or getattr(message, "result", None)
-    return len(body) if isinstance(body, bytes) else 0
+    kind = type(message)
+    if kind is Publish or kind is Part:
+        return len(message.body)
+    if kind is Request or kind is Event:
+        return len(message.args)
+    return len(message.result) if kind is Response and message.success else 0
 
 
 def _bytes(messages: list[Any]) -> int:
     return sum(map(size_of, messages)) + OVERHEAD * len(messages)
 
 
-def _packetful(messages: list[Any], most: int) -> list[Any]:
-    """As many of the first messages as fit a packet, at least one."""
+def _packetful(messages: list[Any], most: int) -> tuple[list[Any], int]:
+    """As many of the first messages as fit a packet, at least one, and what they add to it."""
     total = 0
     for n, message in enumerate(messages):
-        total += size_of(message) + OVERHEAD
-        if total > most and n:
-            return messages[:n]
-    return messages
+        size = size_of(message) + OVERHEAD
+        if total + size > most and n:
+            return messages[:n], total
+        total += size
+    return messages, total

@@ -412,8 +412,8 @@ class Router:
         """Fail what waits with `Closed`, stop serving, close the wire."""
         if self.closed:
             return
-        self.outbox.flush()
-        self.closed = self.outbox.closed = True
+        self.outbox.close()
+        self.closed = True
         self.sweep.stop()
         self.service.cancel_all()
         fault = Fault("closed", f"the {self.name} channel is closed")

@@ -35,9 +35,11 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     chunk_window: so many chunks' bytes are on the way to one peer at a time: no body fills the wire or holds the loop.
         More are let go only over a long round trip that does not grow with them (`channels.chunks.Pace`).
     packet_bytes: a packet is closed once it holds so much; it bounds how long one decode may hold the loop.
-    drain, drain_s: packets taken per wake-up of a socket, and the time after which no more are taken, before the loop
-        gets its turn; the urgent channels drain more.
+    drain, drain_s: packets taken per wake-up of a socket, and the time after which no more are taken or, for one peer,
+        sent, before the loop gets its turn; the urgent channels drain more.
     wire_packets: ZeroMQ's own queue per peer, each way. Small where stale data is worse than lost data.
+    share: of the loop's time that receiving may take. slice_s, nice: what the I/O thread asks of the scheduler, a short
+        time slice or to come after others (`channels.priority`).
     replay: the last messages kept per topic for late subscribers.
     stale_s: age at which a published message that still waits is dropped.
     """
@@ -104,7 +106,7 @@ INFERENCE = ChannelSpec(
     chunk_from=32 * KIB,
     packet_bytes=16 * KIB,
     drain_s=0.0002,
-    nice=5,
+    nice=12,
 )
 COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128, slice_s=0.0001)
 TELEMETRY = ChannelSpec(
@@ -117,6 +119,7 @@ TELEMETRY = ChannelSpec(
     drain_s=0.0002,
     share=0.3,
     nice=5,
+    wire_packets=64,
     replay=16,
 )
 REAL_TIME = ChannelSpec(

@@ -36,6 +36,9 @@ from channels.wire import Path, Receiver, Sent
 CLOSE_LINGER_MS = 200
 #: By then a new I/O thread has mostly told its name.
 PRIORITIZE_AFTER_S = 0.1
+#: Frames up to this size are copied: to be told when ZeroMQ is done with one that is not wakes a thread of pyzmq's,
+#: which then wants the interpreter's lock.
+COPY_BELOW = 128 * 1024
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 send = Socket.send  # as `channels.socket.receive`
@@ -228,7 +231,10 @@ class ZmqWire:
             send(socket, frame, _NOBLOCK)
         else:
             send(socket, frame, _MORE)
-            send(socket, body, _NOBLOCK, False)  # not copied: it is large
+            if len(body) <= COPY_BELOW:
+                send(socket, body, _NOBLOCK)
+            else:
+                send(socket, body, _NOBLOCK, False)
         return "sent"
 
     def flushed(self) -> None:

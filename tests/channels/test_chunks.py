@@ -1,8 +1,66 @@
-"""The window of chunks: narrow where a queue would grow, wide where the way is long."""
+"""Chunks: what may be on the way at a time, and in which order; a window that is wide where the way is long."""
 
 from __future__ import annotations
 
-from channels.chunks import MAX_WINDOW, Pace
+from typing import Any
+
+from channels.chunks import MAX_WINDOW, Chunks, Pace
+from channels.envelope import Chunk, ChunkAck, Request, Whole
+from channels.peers import Peer
+from channels.spec import INFERENCE, KIB, MIB
+from channels.statistics import Drops
+from channels.wire import Path
+
+
+class Sender:
+    """Chunks to one peer, and what was sent: the messages of each packet, and how large its second frame was."""
+
+    def __init__(self) -> None:
+        self.packets: list[tuple[list[Any], int]] = []
+        self.peer = Peer("b", 1024)
+        self.peer.path = Path("b", b"L1", outbound=True, address="", opened_at=0.0)
+        self.chunks = Chunks(INFERENCE, lambda *_: None, self.send, lambda *_: None, Drops())
+
+    def send(self, _: Peer, messages: list[Any], piece: memoryview) -> bool:
+        self.packets.append((messages, len(piece)))
+        return True
+
+    def start(self, number: int, size: int) -> None:
+        self.chunks.start(self.peer, Request(number, "take", b"", 0.0, 1.0), bytes(size))
+
+    def acknowledge_all(self) -> None:
+        for n, (messages, _) in enumerate(self.packets):  # grows while it is walked
+            self.chunks.on_ack(self.peer, ChunkAck(messages[0].transfer, n))
+
+
+def test_a_body_of_one_chunk_is_one_packet_with_its_message() -> None:
+    sender = Sender()
+    sender.start(7, 100 * KIB)
+    ((messages, size),) = sender.packets
+    assert messages == [Chunk(1, 0, 100 * KIB), Whole(1, 1, Request(7, "take", b"", 0.0, 1.0))]
+    assert size == 100 * KIB
+
+
+def test_what_is_on_the_way_is_bounded_in_bytes_and_in_number() -> None:
+    large, small = Sender(), Sender()
+    for number in range(64):
+        large.start(number, MIB)
+        small.start(number, 64 * KIB)
+    assert len(large.packets) == INFERENCE.chunk_window
+    assert len(small.packets) == INFERENCE.chunk_window * 4
+    for sender in (large, small):
+        sender.acknowledge_all()
+        assert sum(type(messages[-1]) is Whole for messages, _ in sender.packets) == 64
+
+
+def test_bodies_take_turns_long_enough_to_finish_most() -> None:
+    sender = Sender()
+    sender.start(1, 8 * MIB)
+    sender.start(2, MIB)
+    sender.start(3, MIB)
+    sender.acknowledge_all()
+    order = [messages[0].transfer for messages, _ in sender.packets]
+    assert order == [1] * 4 + [2] * 2 + [3] * 2 + [1] * 12
 
 
 def run(pace: Pace, *, way_s: float, chunks_per_s: float, acknowledgements: int = 5000) -> None:
