@@ -6,7 +6,7 @@ each has a leader and ends with a certificate, either of a value (notarized) or 
     enter h       start a timer; the leader proposes the latest notarized value before h, or its own if there is none
     proposal      the first valid one of h's leader, properly justified: sign NOTARIZE(h, value), send to all
     timer fires   sign DUMMY(h), unless FINALIZE(h) was signed
-    certificate   of a value or the dummy for h: enter h + 1, pass the certificate on;
+    certificate   of a value or the dummy for h: enter h + 1, pass the certificate on to a few (`Round.relays`);
                   of a value, and DUMMY(h) was never signed: sign FINALIZE(h, value), and DUMMY(h) never again
     finalized     a quorum of FINALIZE(h, value): decided, whatever iteration we are in
 
@@ -203,7 +203,7 @@ class Simplex:
             case Vote():
                 self._on_vote(message, effects)
             case Certificate():
-                self._on_certificate(message, effects)
+                self._on_certificate(message, effects, sender)
             case Proposal():
                 self._on_proposal(message, effects)
         return effects
@@ -386,21 +386,23 @@ class Simplex:
 
     # Certificates.
 
-    def _on_certificate(self, certificate: Certificate, effects: list[Effect]) -> None:
+    def _on_certificate(self, certificate: Certificate, effects: list[Effect], sender: str = "") -> None:
         key = (certificate.iteration, certificate.phase)
         # A finalization ends the round wherever we are: a validator that restarts late may be far behind it.
         ends = certificate.phase == Phase.FINALIZE and self._finalized is None
         if key in self._certificates or not (ends or self._in_reach(certificate.iteration)):
             return
         if certificate_error(certificate, self.round, self._verify) is None:
-            self._take(certificate, effects)
+            self._take(certificate, effects, sender)
 
-    def _take(self, certificate: Certificate, effects: list[Effect]) -> None:
+    def _take(self, certificate: Certificate, effects: list[Effect], sender: str = "") -> None:
         key = (certificate.iteration, certificate.phase)
         if key in self._certificates:
             return
         self._certificates[key] = certificate
-        effects.append(Send(certificate))
+        # All others hear the votes it is made of; so it goes to a few, once, and not back to who sent it.
+        if self.me in self.round.validators:
+            effects += [Send(certificate, to) for to in self.round.relays(self.me) if to != sender]
         if certificate.phase == Phase.FINALIZE:
             self._finalized = self._finalized or certificate
             self._maybe_decide(effects)

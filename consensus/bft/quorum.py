@@ -54,6 +54,16 @@ class Round:
         """Who proposes in an iteration (from 1)."""
         return self.order[(int.from_bytes(self.digest[:8], "big") + iteration) % self.n]
 
+    def relays(self, node_id: str) -> tuple[str, ...]:
+        """To whom a validator passes a certificate on: those 1, 2, 4, … places after it in a ring.
+
+        As fingers in Chord (Stoica et al., 2001): what one knows, all know after at most log2 n steps, and nobody
+        sends it more than log2 n times (rounded up). A liar among them breaks a path, not all that lead to one place;
+        who is left out asks for it (see `Status`).
+        """
+        place = self.order.index(node_id)
+        return tuple(self.order[(place + (1 << step)) % self.n] for step in range((self.n - 1).bit_length()))
+
     def ballot(self, iteration: int, phase: int, value_digest: bytes) -> Ballot:
         """What a signature on this says, in this round."""
         return Ballot(self.mesh_id, self.round_id, self.digest, iteration, phase, value_digest)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Status, Vote, digest_of
 from consensus.bft.node import ITERATIONS_AHEAD, Persist, Send, Undecided
-from tests.consensus.bft.ring import Ring, decisions, proofs, sent, votes, wait_for_timer
+from tests.consensus.bft.ring import Ring, decisions, make_round, proofs, sent, votes, wait_for_timer
 
 VALUE = b"ok value"
 DIGEST = digest_of(VALUE)
@@ -127,6 +127,32 @@ def test_fewer_than_a_quorum_decide_nothing() -> None:
     core.step("v0", RING.proposal(1, VALUE))
     for name in RING.round.order[:2]:
         assert not decisions(core.step(name, RING.vote(name, 1, Phase.FINALIZE, DIGEST)))
+
+
+def test_a_certificate_goes_to_a_few_once_and_not_back_to_its_sender() -> None:
+    ring = Ring(31)
+    core = ring.core(ring.follower(1, 2))
+    core.start()
+    one, *others = ring.round.relays(core.me)
+    certificate = ring.certificate(1, Phase.DUMMY)
+
+    def passed_on(sender: str) -> list[str | None]:
+        effects = core.step(sender, certificate)
+        return [effect.to for effect in effects if isinstance(effect, Send) and effect.message == certificate]
+
+    assert passed_on(one) == others
+    assert passed_on("v0") == []
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 31, 100])
+def test_what_one_validator_passes_on_reaches_all_in_as_many_steps_as_n_has_bits(n: int) -> None:
+    the_round = make_round(n)
+    reached = {the_round.order[n // 2]}
+    for _ in range((n - 1).bit_length()):
+        reached |= {to for node in reached for to in the_round.relays(node)}
+    assert reached == set(the_round.order)
+    assert all(node not in the_round.relays(node) for node in reached)
 
 
 def test_a_finalization_from_far_ahead_is_believed_and_its_value_asked_for() -> None:

@@ -21,7 +21,8 @@ from meshnode.demos.journal import KEPT_ROUNDS, Journal, Kept, Signed
 from meshnode.demos.task import Task
 from meshnode.demos.validator import Validator
 from meshnode.values import pack
-from tests.e2e.conftest import ROOT, Cluster, wait_until
+from tests.commands import ROOT
+from tests.e2e.conftest import Cluster, wait_until
 from tests.meshnode.demos.app import examples
 from tests.meshnode.demos.test_demos import start
 from tests.meshnode.replication.conftest import Nodes, until

@@ -65,7 +65,7 @@ class CountsTooFew(Simplex):
 # Each with the first of a few seeds in which its rule matters.
 MUTANTS: list[tuple[Callable[..., Simplex], int]] = [
     (SignsAnything, 0),
-    (BelievesAnyParent, 20),
+    (BelievesAnyParent, 140),
     (ChecksNoSignature, 0),
     (ValidatesNothing, 0),
     (ForgetsWhatItSigned, 0),

@@ -249,7 +249,7 @@ class SelectionWorld(World):
             if any(similarity(tokens, other) >= self.rules.weights.near_duplicate for other in counted[:place]):
                 wrong.append("near-duplicates were both chosen")
         shares = share_of(self.rules.k, len({node for one in merged for node in one.proposers}), self.round.f)
-        if sum(self.liars.issuperset(one.proposers) for one in chosen) > len(self.liars) * shares:
+        if sum(set(one.proposers) <= set(self.liars) for one in chosen) > len(self.liars) * shares:
             wrong.append("liars brought in more than their shares")
         if result_digest(chosen) != agreement.result_digest or len(chosen) > self.rules.k:
             wrong.append("the result does not follow from the scores")

@@ -78,7 +78,7 @@ class World:
         self.keys = Keys(names)
         self.round = Round("mesh", f"round {self.seed}", {name: self.keys.public(name) for name in names})
         self.stale = Round("mesh", "an earlier round", self.round.validators)
-        self.liars = set(self.rng.sample(names, self.rng.randint(0, self.round.f)))
+        self.liars = self.rng.sample(names, self.rng.randint(0, self.round.f))  # a set's order is another one each time
         self.honest = [name for name in names if name not in self.liars]
         self.disks: dict[str, list[Persist]] = {name: [] for name in names}
         self.cores: dict[str, Simplex] = {}
