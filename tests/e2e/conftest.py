@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import COMMANDS, Process
+from tests.commands import ROOT as ROOT
+
 PATIENCE_S = 80.0
 APP = "tests.e2e.app:app"
 
@@ -32,9 +37,29 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
         time.sleep(0.02)
 
 
+def get(address: str, path: str) -> Any:
+    """What a node answers over HTTP, its JSON read."""
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
+    try:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """The ids of those that were started with it in their environment; only Linux tells."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if f"{variable}={value}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 @dataclass
 class RunningNode:
-    process: subprocess.Popen[bytes]
+    process: Process
     ready: dict[str, Any]
     log: Path
 
@@ -61,10 +86,13 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.nodes: list[RunningNode] = []
-        self._starting: list[tuple[subprocess.Popen[bytes], Path, Path]] = []
+        self._starting: list[tuple[Process, Path, Path]] = []
+        # Not below `folder`: its name is too long for sockets, which a node that is killed leaves behind.
+        self._temporary = tempfile.mkdtemp(prefix="mn-")
         self.environment = {
             **os.environ,
             "MESHNODE_RUNTIME_DIR": str(folder / "run"),
+            "TMPDIR": self._temporary,
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "120",
         }
@@ -72,15 +100,14 @@ class Cluster:
     def launch(self, name: str, *seeds: str, app: str | None = APP, arguments: tuple[str, ...] = ()) -> None:
         """Start a node without waiting for it; `collect` waits."""
         ready, log = self.folder / f"{name}.ready", self.folder / f"{name}.log"
-        command = [sys.executable, "-m", "meshnode", "start", "--name", name, "--port", "0", "--ready-file", str(ready)]
+        ready.unlink(missing_ok=True)  # of an earlier life
+        command = ["start", "--name", name, "--port", "0", "--ready-file", str(ready)]
         for seed in seeds:
             command += ["--seed", seed]
         if app is not None:
             command += ["--app", app]
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, *arguments], stdout=output, stderr=output, env=self.environment, cwd=ROOT
-            )
+            process = COMMANDS.start(*command, *arguments, out=output, err=output, env=self.environment, cwd=ROOT)
         self._starting.append((process, ready, log))
 
     def collect(self) -> list[RunningNode]:
@@ -88,9 +115,9 @@ class Cluster:
         collected = []
         for process, ready, log in self._starting:
 
-            def served(process: subprocess.Popen[bytes] = process, ready: Path = ready, log: Path = log) -> bool:
+            def served(process: Process = process, ready: Path = ready, log: Path = log) -> bool:
                 if process.poll() is not None:
-                    raise AssertionError(f"node exited with {process.returncode}:\n{log.read_text()}")
+                    raise AssertionError(f"node exited with {process.poll()}:\n{log.read_text()}")
                 return ready.exists()
 
             wait_until(served, f"{ready.name}; its log: {log}")
@@ -115,10 +142,7 @@ class Cluster:
 
     def meshnode(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        done = subprocess.run(
-            [sys.executable, "-m", "meshnode", *arguments],
-            capture_output=True, text=True, env=self.environment, cwd=ROOT, timeout=PATIENCE_S * 4,
-        )  # fmt: skip
+        done = COMMANDS.run(*arguments, env=self.environment, cwd=ROOT, timeout_s=PATIENCE_S * 4)
         if check and done.returncode:
             raise AssertionError(f"meshnode {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
         return done
@@ -127,9 +151,11 @@ class Cluster:
         return json.loads(self.meshnode(*arguments, "--json").stdout)
 
     def members(self, node: RunningNode) -> list[dict[str, Any]]:
-        import httpx
+        answer: list[dict[str, Any]] = get(node.http, "/members")
+        return answer
 
-        answer: list[dict[str, Any]] = httpx.get(f"http://{node.http}/members").json()
+    def status(self, node: RunningNode) -> dict[str, Any]:
+        answer: dict[str, Any] = get(node.http, "/status")
         return answer
 
     def states(self, node: RunningNode) -> dict[str, int]:
@@ -148,25 +174,34 @@ class Cluster:
         return next((member["state"] for member in self.members(at) if member["name"] == name), None)
 
     def close(self) -> None:
+        """End the nodes at once (how they leave is tested where it matters), and see that nothing of them stays."""
         processes = [node.process for node in self.nodes] + [process for process, _, _ in self._starting]
         for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
+            process.kill()
         for process in processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+            process.wait(PATIENCE_S)
+        try:
+            wait_until(lambda: not self._left(), "workers to die with their nodes")
+        finally:
+            for pid in self._left():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _left(self) -> list[int]:
+        """Processes that run for this cluster: workers, commands."""
+        return processes_with("TMPDIR", self._temporary)
 
 
 @pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes for all tests of a module that leave them as they were: `node-1` to `node-3`."""
+def trio(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes for all tests of a module that leave them as they were: `node-1` to `node-3`.
+
+    The module's NODE, if it has one, are further arguments of each.
+    """
     cluster = Cluster(tmp_path_factory.mktemp("trio"))
     try:
-        cluster.start_many(3)
+        cluster.start_many(3, *getattr(request.module, "NODE", ()))
         yield cluster
     finally:
         cluster.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -33,12 +35,17 @@ def client(*nodes: RunningNode) -> meshnode.Node:
 def test_the_eval_command_spreads_the_work_and_scores_as_local(trio: Cluster, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", examples(60))
     arguments = ("eval", "slow_reverse", str(data), "--metric", "exact", "--node", "node-1")
-    spread = trio.json(*arguments, "--distributed", "true")
+
+    def by_all() -> Any:
+        """Its result once each had a part: a worker may come late."""
+        result = trio.json(*arguments, "--distributed", "true")
+        return result if len(result["nodes"]) == 3 else None
+
+    spread = wait_until(by_all, "all nodes to take part")
     local = trio.json(*arguments, "--distributed", "false")
     assert (spread["mode"], local["mode"]) == ("distributed", "local")
     assert spread["score"] == local["score"] == 80.0
     assert spread["examples"] == 60
-    assert len(spread["nodes"]) == 3
     assert sum(spread["nodes"].values()) == 60
     assert [row["index"] for row in spread["results"]] == list(range(60))
     assert [row["score"] for row in spread["results"]] == [row["score"] for row in local["results"]]
@@ -46,7 +53,8 @@ def test_the_eval_command_spreads_the_work_and_scores_as_local(trio: Cluster, tm
 
 
 async def test_a_node_killed_in_mid_run_costs_no_example(cluster: Cluster) -> None:
-    nodes = cluster.start_many(4, "--worker-threads", "4")
+    cluster.environment["MESHNODE_GOSSIP_PROFILE"] = "local"
+    nodes = await asyncio.to_thread(cluster.start_many, 4, "--worker-threads", "4")
     killed = False
 
     def kill_one(progress: Any) -> None:
@@ -71,19 +79,21 @@ async def test_a_worker_killed_in_mid_run_loses_nothing(cluster: Cluster) -> Non
     killed: set[int] = set()
 
     def kill_a_worker(progress: Any) -> None:
-        if len(killed) < 1 + progress.done // 60:
+        # Twice: an example that was in both may be tried once more.
+        if len(killed) < min(2, 1 + progress.done // 60):
             children = Path(f"/proc/{founder.process.pid}/task/{founder.process.pid}/children").read_text().split()
             for child in map(int, children):
-                if child not in killed and b"meshnode.workers" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(child, signal.SIGKILL)
-                    killed.add(child)
-                    return
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    if child not in killed and b"meshnode.workers" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        os.kill(child, signal.SIGKILL)
+                        killed.add(child)
+                        return
 
     async with client(founder) as node:
         result = await node.evaluate(
             "slow_reverse", examples(200), metric="exact", distributed=True, on_progress=kill_a_worker
         )
-    assert len(killed) >= 2
+    assert len(killed) == 2
     assert (result.examples, result.failed, result.score) == (200, 0, 80.0)
 
 

@@ -33,7 +33,6 @@ def start(cluster: Cluster, name: str, *seeds: str) -> RunningNode:
 
 def launch(cluster: Cluster, name: str, *seeds: str) -> None:
     directory = cluster.folder / f"{name}.data"
-    (cluster.folder / f"{name}.ready").unlink(missing_ok=True)
     arguments = ("--data-dir", str(directory), "--workers", "0", "--join-timeout", "120")
     cluster.launch(name, *seeds, app=None, arguments=arguments)
 
@@ -97,7 +96,7 @@ def test_a_mesh_that_lost_most_voters_is_recovered_from_one_and_the_others_join_
     assert count_voters(cluster, "c") == 1
 
     # The lost ones come back: as they are they are refused, having forgotten they are let in.
-    asking = ("start", "--port", "0", "--data-dir", data["a"], "--seed", c.seed, "--join-timeout", "2")
+    asking = ("start", "--port", "0", "--data-dir", data["a"], "--seed", c.seed, "--join-timeout", "60")
     refused = cluster.meshnode(*asking, check=False)
     assert (refused.returncode, "it belongs to mesh" in refused.stderr) == (1, True)
     for name in "ab":

@@ -53,6 +53,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
     """Three nodes with a variable; asked for after the browser, so that a skipped test starts none."""
     mesh = Cluster(tmp_path_factory.mktemp("page"))
     try:
+        mesh.environment["MESHNODE_GOSSIP_PROFILE"] = "local"
         mesh.start_many(3, "--page-edits")
         mesh.meshnode("vars", "register", "temperature", "float", "0.7", "--node", "node-1")
         yield mesh

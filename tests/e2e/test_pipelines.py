@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 import meshnode
 from meshnode.pipelines import Pipeline
 from tests.e2e.conftest import Cluster
 
 
-async def test_a_pipeline_runs_its_programs_on_the_mesh_in_one_trace(cluster: Cluster) -> None:
-    nodes = cluster.start_many(2)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("pair"))
+    try:
+        cluster.start_many(2)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+async def test_a_pipeline_runs_its_programs_on_the_mesh_in_one_trace(pair: Cluster) -> None:
     pipeline = (
         Pipeline("twice")
         .step("there", "slow_reverse")
@@ -16,7 +29,7 @@ async def test_a_pipeline_runs_its_programs_on_the_mesh_in_one_trace(cluster: Cl
         .step("again", lambda inputs: {"text": inputs["answer"] + "!"}, after=["there", "beside"])
         .step("back", "reverse", after="again")
     )
-    config = meshnode.Config(port=0, role="client", http=False, seeds=[nodes[0].seed])
+    config = meshnode.Config(port=0, role="client", http=False, seeds=[pair.nodes[0].seed])
     async with meshnode.Node(config) as node:
         result = await node.run_pipeline(pipeline, {"text": "abc"}, distributed=True)
         assert node.spans is not None
@@ -31,9 +44,8 @@ async def test_a_pipeline_runs_its_programs_on_the_mesh_in_one_trace(cluster: Cl
     assert {step.parent for step in steps} == {whole.id}
 
 
-def test_a_blocking_mesh_runs_pipelines_and_optimises(cluster: Cluster) -> None:
-    nodes = cluster.start_many(1)
-    with meshnode.connect(nodes[0].seed) as mesh:
+def test_a_blocking_mesh_runs_pipelines_and_optimises(pair: Cluster) -> None:
+    with meshnode.connect(pair.nodes[0].seed) as mesh:
         result = mesh.run_pipeline(Pipeline("p").step("a", "reverse"), {"text": "ab"}, distributed=True)
         assert result.output == {"answer": "ba"}
         rows = [{"text": "ab", "answer": "AB"}] * 4

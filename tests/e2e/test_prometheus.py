@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -75,6 +76,10 @@ class Watched:
         """The sum over all series that have these labels."""
         return total(self.series(), name, labels)
 
+    def are_well(self, *components: str) -> bool:
+        told = self.http.get("/health").json()["components"]
+        return all(told[name]["status"] == "ok" for name in components)
+
     def write(self, variable: str, **body: Any) -> httpx.Response:
         return self.http.post(f"/variables/{variable}", json=body)
 
@@ -107,7 +112,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     cluster, model = Cluster(folder), ModelServer(folder)
     try:
         model.start("--latency", "0.05")
-        cluster.environment["LM_BASE"] = model.base
+        cluster.environment |= {"LM_BASE": model.base, "MESHNODE_GOSSIP_PROFILE": "local"}
         first = start(cluster, "node-1")
         with closing(Watched(cluster, start(cluster, "node-2", first.seed))) as second:
             yield live(cluster, model, first, second)
@@ -128,8 +133,15 @@ def live(cluster: Cluster, model: ModelServer, first: RunningNode, second: Watch
     rows = [*examples(24), {"text": 7, "answer": "fails"}]
     second.evaluate(rows)
     # Its own worker dies as well, whoever it was above.
-    workers = second.http.get("/health").json()["components"]["workers"]["workers"]
-    os.kill(workers[0]["pid"], signal.SIGKILL)
+
+    def killed() -> bool:
+        worker = second.http.get("/health").json()["components"]["workers"]["workers"][0]
+        with contextlib.suppress(OSError, TypeError):  # it ended by itself, or is just being started
+            os.kill(worker["pid"], signal.SIGKILL)
+            return True
+        return False
+
+    wait_until(killed, "a worker to kill", PATIENCE_S)
     wait_until(lambda: second.value("meshnode_worker_restarts_total"), "a worker that is started again", PATIENCE_S)
 
     with second.http.stream("GET", "/events") as looking:  # looks at the other node over telemetry
@@ -147,6 +159,7 @@ def live(cluster: Cluster, model: ModelServer, first: RunningNode, second: Watch
         return second.value("meshnode_lm_requests_total", status="failed")
 
     wait_until(lambda: refused() >= 3, "refusals by the model", PATIENCE_S)
+    wait_until(lambda: second.are_well("storage", "consensus", "membership"), "a mesh in order", PATIENCE_S)
     working, text, health = second.series(), second.scrape(), second.http.get("/health").json()
 
     first.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from meshnode.storage import open_runs
-from tests.e2e.conftest import ROOT, Cluster, wait_until
+from tests.e2e.conftest import PATIENCE_S, ROOT, Cluster, wait_until
 from tests.e2e.lm_app import examples
 from tests.e2e.model_server import ModelServer
 
@@ -41,6 +41,7 @@ def data(tmp_path: Path) -> Path:
 def test_after_sigkill_of_the_coordinator_another_node_goes_on_and_nothing_finished_is_asked_again(
     cluster: Cluster, model: ModelServer, data: Path
 ) -> None:
+    cluster.environment["MESHNODE_GOSSIP_PROFILE"] = "local"
     coordinator = cluster.start("node-1", app=APP, arguments=("--worker-threads", "4"))
     other = cluster.start("node-2", coordinator.seed, app=APP, arguments=("--worker-threads", "4"))
     cluster.wait_for_states(coordinator, alive=2)
@@ -51,12 +52,12 @@ def test_after_sigkill_of_the_coordinator_another_node_goes_on_and_nothing_finis
     )  # fmt: skip
     wait_until(lambda: model.asked >= COUNT // 2, "half of the questions")
     coordinator.kill()
-    _, said = asking.communicate(timeout=60)
+    _, said = asking.communicate(timeout=PATIENCE_S)
     assert asking.returncode == 1
     assert b"hung up" in said
     assert b"did the node stop?" in said
     cluster.wait_for_state("node-1", "dead", at=other)
-    wait_until(lambda: model.statistics()["in_flight"] == 0, "the model to be idle")
+    model.settle()
 
     store = open_runs(cluster.environment["MESHNODE_RUNS"])
     [run] = store.list_runs()
@@ -91,8 +92,8 @@ def test_an_evaluation_in_this_process_is_kept_and_resumed_too(
     )  # fmt: skip
     wait_until(lambda: model.asked >= COUNT // 2, "half of the questions")
     killed.kill()
-    killed.wait(20)
-    wait_until(lambda: model.statistics()["in_flight"] == 0, "the model to be idle")
+    killed.wait(PATIENCE_S)
+    model.settle()
     [run] = cluster.json("runs", "list")
     before = model.asked
     store = open_runs(cluster.environment["MESHNODE_RUNS"])

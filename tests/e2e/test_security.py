@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +21,7 @@ import pytest
 
 from meshnode.cli import main
 from meshnode.security.keyfile import load_keys
-from tests.e2e.conftest import Cluster, RunningNode, wait_until
+from tests.e2e.conftest import PATIENCE_S, Cluster, RunningNode, get, wait_until
 
 PATHS = ("/config", "/status", "/members", "/metrics", "/health", "/security")
 
@@ -67,8 +68,12 @@ def json_here(cluster: Cluster, *arguments: str) -> Any:
 
 
 def key_ids(node: RunningNode) -> list[str]:
-    found: list[str] = httpx.get(f"http://{node.http}/security").json()["keys"]
+    found: list[str] = get(node.http, "/security")["keys"]
     return found
+
+
+def answers(cluster: Cluster) -> bool:
+    return cluster.meshnode("call", "echo", "2", "--to", "b", "--node", "a", check=False).stdout.strip() == "2"
 
 
 def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
@@ -82,6 +87,7 @@ def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
     second.chmod(0o600)
 
     secrets = [key.secret for path in (first, stranger) for key in load_keys(path).keys]
+    cluster.environment["MESHNODE_WORKERS"] = "0"
     a = cluster.start("a", arguments=("--mesh-key", str(first), "--data-dir", str(cluster.folder / "data-a")))
     cluster.environment["MESHNODE_KEY_FILE"] = str(second)
     b = cluster.start("b", a.seed, arguments=("--data-dir", str(cluster.folder / "data-b"), "--log-level", "debug"))
@@ -93,7 +99,7 @@ def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
         )  # fmt: skip
         assert refused.returncode == 1
         assert "no answer from" in refused.stderr
-    assert cluster.states(a) == {"alive": 2}
+    cluster.wait_for_states(a, alive=2)
 
     # A new key, everywhere accepted, then used, then the only one; first told by the command line, then by SIGHUP.
     here(cluster, "keys", "install", "--mesh-key", str(first))
@@ -105,9 +111,11 @@ def test_a_key_is_made_used_changed_and_never_shown(cluster: Cluster) -> None:
         second.write_bytes(first.read_bytes())
         b.process.send_signal(signal.SIGHUP)
         wait_until(lambda: key_ids(b) == key_ids(a), "b to have read its file again")
-        assert cluster.json("call", "echo", "2", "--to", "b", "--node", "a") == 2
+        # What b says of itself is signed anew, and may be on its way: whom only an old key vouches for is shut out.
+        wait_until(partial(answers, cluster), "b to answer a")
     assert key_ids(a) == [new]
-    assert cluster.states(a) == cluster.states(b) == {"alive": 2}
+    for node in (a, b):
+        cluster.wait_for_states(node, alive=2)
 
     secrets += [key.secret for key in load_keys(first).keys]
     shown = {
@@ -128,7 +136,7 @@ def test_a_mesh_without_a_key_stays_on_this_machine(cluster: Cluster) -> None:
         assert refused.returncode == 1
         assert advice in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
-    node = cluster.start("open", app=None)
+    node = cluster.start("open", app=None, arguments=("--workers", "0"))
     warnings = [line for line in node.log.read_text().splitlines() if "has no key" in line]
     assert len(warnings) == 1
 
@@ -155,6 +163,7 @@ def test_an_authority_certifies_and_revokes_nodes(cluster: Cluster) -> None:
     b_id = json_here(cluster, "ca", "request", "--data-dir", str(data["b"]))["node_id"]
     here(cluster, "ca", "sign", b_id, "--ca", str(ca), "--out", str(data["b"] / "identity.cert"))
 
+    cluster.environment["MESHNODE_WORKERS"] = "0"
     a = cluster.start("a", arguments=("--mesh-key", str(key), "--data-dir", str(data["a"])))
     b = cluster.start("b", a.seed, arguments=("--mesh-key", str(key), "--data-dir", str(data["b"])))
     assert b.ready["node_id"] == b_id
@@ -166,9 +175,9 @@ def test_an_authority_certifies_and_revokes_nodes(cluster: Cluster) -> None:
     assert "meshnode ca sign" in bare.stderr
 
     here(cluster, "ca", "revoke", b_id, "--ca", str(ca), "--node", "a")
-    assert b.process.wait(15) == 1
+    assert b.process.wait(PATIENCE_S) == 1
     assert "revoked this node" in b.log.read_text()
-    assert cluster.state_of("b", at=a) == "left"
+    cluster.wait_for_state("b", "left", at=a)
     again = cluster.meshnode(
         "start", "--port", "0", "--seed", a.seed, "--mesh-key", str(key), "--data-dir", str(data["b"]),
         "--join-timeout", "1", check=False,

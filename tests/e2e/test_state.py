@@ -8,6 +8,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import meshnode
-from tests.e2e.conftest import Cluster, RunningNode, wait_until
+from tests.e2e.conftest import PATIENCE_S, Cluster, RunningNode, wait_until
 from tests.ports import free_base
 from tests.simulation.raft.checker import Operation, is_linearizable
 
@@ -34,7 +36,6 @@ class Kept:
         port, folder = self.ports[name], self.cluster.folder / f"{name}.d"
         others = [f"127.0.0.1:{port}" for other, port in self.ports.items() if other != name]
         is_founder = name == "node-1" and not folder.exists()
-        (self.cluster.folder / f"{name}.ready").unlink(missing_ok=True)
         arguments = (*NODE, "--port", str(port), "--data-dir", str(folder))
         self.cluster.launch(name, *([] if is_founder else others), app=None, arguments=arguments)
 
@@ -57,10 +58,7 @@ class Kept:
         wait_until(lambda: len(self.status(name)["voters"]) == count, f"{name} to see {count} voters")  # type: ignore[arg-type]  # JSON
 
     def status(self, name: str) -> dict[str, object]:
-        import httpx
-
-        answer: dict[str, object] = httpx.get(f"http://{self.running[name].http}/status", timeout=10).json()
-        return answer
+        return self.cluster.status(self.running[name])
 
     def leader(self) -> str:
         """Its name, as some node that runs knows it."""
@@ -161,25 +159,27 @@ async def test_no_acknowledged_write_is_lost_when_all_are_killed_and_started_aga
     async def write(node: meshnode.Node) -> None:
         nonlocal acknowledged
         while True:
-            await node.variables.set("x", acknowledged + 1, timeout_s=60)
+            await node.variables.set("x", acknowledged + 1, timeout_s=PATIENCE_S)
             acknowledged += 1
 
     async with joined(seeds, "client") as client:
-        await client.variables.register("x", int, 0)
+        for name in ("x", "own"):
+            await client.variables.register(name, int, 0)
         writing = asyncio.ensure_future(write(client))
-        await asyncio.to_thread(wait_until, lambda: acknowledged > 200, "writes")
+        await asyncio.to_thread(wait_until, lambda: acknowledged > 50, "writes")
         for node in kept.running.values():
             node.process.kill()
         for node in kept.running.values():
-            node.process.wait(10)
+            node.process.wait(PATIENCE_S)
         before = acknowledged
         writing.cancel()
     for name in kept.ports:
         kept.launch(name)
     await asyncio.to_thread(kept.collect)
     async with joined(seeds, "again") as client:
+        await client.variables.set("own", 1, timeout_s=PATIENCE_S)  # there is a leader again
         assert await client.variables.get("x", consistency="linearizable") in (before, before + 1)
-        await client.variables.set("x", -1)
+        await client.variables.set("x", -1, timeout_s=PATIENCE_S)
         assert await client.variables.get("x", consistency="linearizable") == -1
 
 
@@ -190,12 +190,12 @@ async def test_a_watcher_on_another_node_misses_and_repeats_nothing_when_the_lea
         await writer.variables.register("x", int, 0)
         await watcher.variables.get("x", consistency="linearizable")
         watch = watcher.variables.watch("x")
-        for value in range(1, 101):
-            await writer.variables.set("x", value, timeout_s=20)
-            if value == 50:
+        for value in range(1, 41):
+            await writer.variables.set("x", value, timeout_s=PATIENCE_S)
+            if value == 20:
                 kept.running[await asyncio.to_thread(kept.leader)].process.kill()
-        seen = [await asyncio.wait_for(anext(watch), 10) for _ in range(100)]
-    assert [change.value for change in seen] == list(range(1, 101))
+        seen = [await asyncio.wait_for(anext(watch), PATIENCE_S) for _ in range(40)]
+    assert [change.value for change in seen] == list(range(1, 41))
     assert [change.before for change in seen[1:]] == [change.version for change in seen[:-1]]
 
 
@@ -256,19 +256,20 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_operators_see_and_steer_the_voters(cluster: Cluster) -> None:
-    cluster.start_many(3, *NODE)
-    ids = {member["name"]: member["node_id"] for member in cluster.json("members", "--node", "node-1")}
+    nodes = cluster.start_many(3, *NODE)
+    ids = {node.ready["name"]: node.ready["node_id"] for node in nodes}
 
-    def status(node: str = "node-1") -> dict[str, object]:
-        found: dict[str, object] = cluster.json("status", "--node", node)
-        return found
+    def leader() -> str | None:
+        told = cluster.status(nodes[0])["leader"]
+        return next((name for name in ids if ids[name] == told), None)
 
-    wait_until(lambda: len(status()["voters"]) == 3, "three voters")  # type: ignore[arg-type]  # JSON
-    target = next(name for name in ids if ids[name] != status()["leader"])
+    wait_until(lambda: len(cluster.status(nodes[0])["voters"]) == 3, "three voters")
+    led = wait_until(leader, "a leader")
+    target = next(name for name in ids if name != led)
     cluster.meshnode("raft", "transfer", target, "--node", "node-1")
-    wait_until(lambda: status()["leader"] == ids[target], "the target to lead")
-    shown = cluster.meshnode("status", "--node", "node-1").stdout
-    assert f"{target} ({ids[target][:12]})" in shown
+    wait_until(lambda: leader() == target, "the target to lead")
+    shown = f"{target} ({ids[target][:12]})"
+    wait_until(lambda: shown in cluster.meshnode("status", "--node", "node-1").stdout, "it to be shown as the leader")
     refused = cluster.meshnode("raft", "remove", target, "--node", "node-1", check=False)
     assert refused.returncode == 1
     assert "alive" in refused.stderr
@@ -294,11 +295,8 @@ def test_a_data_directory_of_another_node_or_mesh_is_refused(cluster: Cluster) -
     assert "Traceback" not in foreign.stderr
 
 
-def test_the_watch_command_prints_each_change_as_a_line(cluster: Cluster) -> None:
-    import subprocess
-    import sys
-
-    cluster.start("only", app=None, arguments=NODE)
+def test_the_watch_command_prints_each_change_as_a_line(one_node: Cluster) -> None:
+    cluster = one_node
     cluster.meshnode("vars", "register", "depth", "int", "0")
     version = cluster.json("vars", "set", "depth", "1")["version"]
     cluster.meshnode("vars", "set", "depth", "2")
@@ -311,9 +309,7 @@ def test_the_watch_command_prints_each_change_as_a_line(cluster: Cluster) -> Non
         assert json.loads(watching.stdout.readline())["value"] == 3
     finally:
         watching.kill()
-        watching.wait(10)
-        if watching.stdout is not None:
-            watching.stdout.close()
+        watching.communicate(timeout=PATIENCE_S)
 
 
 def test_a_data_directory_that_can_not_be_written_is_refused(cluster: Cluster) -> None:

