@@ -29,11 +29,11 @@ from channels.wire import Bytes
 #: Transfers that one peer may have begun and not finished here.
 MAX_TRANSFERS = 256
 #: Chunks' worth of bytes on the way to one peer at most, 16 MiB.
-MAX_WINDOW = 32
+MAX_WINDOW = 16
 #: Chunks of one body that go before the next body has its turn.
-TURN = 4
-#: A chunk counts as this part of a full one at least: a small one costs both loops as many calls as a large one.
-LEAST = 1 / 4
+TURN = 2
+#: So many small chunks count as a full one: each costs both loops as many calls as a large one does.
+SMALL = 6
 
 
 class Outgoing:
@@ -154,7 +154,7 @@ class Chunks:
             if not self._send(peer, messages, piece):
                 return
             out.next += 1
-            weight = max(len(piece), int(size * LEAST))
+            weight = max(len(piece), -(-size // SMALL))
             lane.sent_at.append((time.monotonic(), weight))
             lane.under_way += weight
             if out.next == out.chunks:

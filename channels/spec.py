@@ -52,8 +52,8 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 1024
     body_bytes: int = 4 * MIB
     chunk_from: int = 0
-    chunk_bytes: int = 512 * KIB
-    chunk_window: int = 3
+    chunk_bytes: int = MIB
+    chunk_window: int = 2
     packet_bytes: int = 256 * KIB
     drain: int = 64
     drain_s: float = 0.001

@@ -11,7 +11,7 @@ from tests.relay import TcpRelay
 
 
 async def test_windows_widen_with_the_round_trip(zeromq: Mesh) -> None:
-    """Three chunks fill a loopback; over 20 ms they would move 79 MB/s at most, so more are let go."""
+    """Two chunks fill a loopback; over 20 ms they would move 105 MB/s at most, so more are let go."""
     b = await zeromq.open("b", lambda incoming: b"")
     a = await zeromq.open("a", introduce=False)
     async with TcpRelay(b.addresses["inference"], delay_s=0.01) as relay:
