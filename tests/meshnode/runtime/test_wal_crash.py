@@ -51,7 +51,7 @@ asyncio.run(main())
 def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
     rng = random.Random(5)
     last = 0
-    for _ in range(6):
+    for _ in range(4):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         # The moment is a number of acknowledgements, then some microseconds of busy waiting: no sleep is so short.
@@ -235,7 +235,7 @@ class LogUnderPowerLoss(RuleBasedStateMachine):
 
 
 LogUnderPowerLoss.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLogUnderPowerLoss = pytest.mark.filterwarnings("default")(LogUnderPowerLoss.TestCase)
 

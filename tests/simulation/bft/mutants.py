@@ -65,9 +65,9 @@ class CountsTooFew(Simplex):
 # Each with the first of a few seeds in which its rule matters.
 MUTANTS: list[tuple[Callable[..., Simplex], int]] = [
     (SignsAnything, 0),
-    (BelievesAnyParent, 140),
+    (BelievesAnyParent, 150),
     (ChecksNoSignature, 0),
-    (ValidatesNothing, 0),
+    (ValidatesNothing, 3),
     (ForgetsWhatItSigned, 0),
     (CountsTooFew, 0),
 ]

@@ -12,7 +12,7 @@ from consensus.bft.node import Simplex
 from tests.simulation.bft.mutants import MUTANTS
 from tests.simulation.bft.world import run
 
-SEEDS = int(os.environ.get("SEEDS", "160"))
+SEEDS = int(os.environ.get("SEEDS", "60"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 CHUNK = 20
 ENOUGH_TO_CATCH = 20
@@ -28,17 +28,20 @@ def test_honest_validators_agree_whatever_liars_and_the_network_do(first: int) -
 
 
 def test_a_few_seeds_hold_every_kind_of_fault_and_of_lie() -> None:
+    every = {
+        "crash", "partition", "cut one way", "twins", "usurper", "ranter", "rant", "stale round", "replay",
+        "forged vote", "forged certificate", "proposal against the rules", "equivocation proved",
+    }  # fmt: skip
     happened = Counter[str]()
     lost = 0
     for seed in range(50):
+        if lost and set(happened) >= every:
+            break
         world = run(seed)
         happened.update(world.happened)
         lost += world.network.dropped
     assert lost
-    assert set(happened) == {
-        "crash", "partition", "cut one way", "twins", "usurper", "ranter", "rant", "stale round", "replay",
-        "forged vote", "forged certificate", "proposal against the rules", "equivocation proved",
-    }  # fmt: skip
+    assert set(happened) == every
 
 
 @pytest.mark.parametrize("seed", [3, 8])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.raft.world import World
 
-SEEDS = int(os.environ.get("SEEDS", "160"))
+SEEDS = int(os.environ.get("SEEDS", "64"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 GROUPS = 8
 
