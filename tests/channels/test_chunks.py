@@ -90,9 +90,9 @@ def test_the_window_is_bounded() -> None:
 
 def test_the_window_shrinks_when_the_way_gets_busy_and_learns_a_new_one() -> None:
     pace = Pace(2)
-    run(pace, way_s=0.02, chunks_per_s=500)
+    run(pace, way_s=0.02, chunks_per_s=250)
     wide = pace.window
-    run(pace, way_s=0.02, chunks_per_s=50, acknowledgements=500)
+    run(pace, way_s=0.02, chunks_per_s=25, acknowledgements=500)
     assert pace.window < wide / 2
-    run(pace, way_s=0.1, chunks_per_s=500, acknowledgements=20_000)  # a longer way is no queue for ever
+    run(pace, way_s=0.1, chunks_per_s=250, acknowledgements=20_000)  # a longer way is no queue for ever
     assert pace.window > wide
