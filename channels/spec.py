@@ -106,7 +106,7 @@ INFERENCE = ChannelSpec(
     chunk_from=32 * KIB,
     packet_bytes=16 * KIB,
     drain_s=0.0002,
-    nice=12,
+    nice=8,
 )
 COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128, slice_s=0.0001)
 TELEMETRY = ChannelSpec(
