@@ -42,7 +42,7 @@ async def test_bytes_pass_unchanged_and_in_order() -> None:
         reader, writer = await connect(relay)
         writer.write(sent)
         writer.write_eof()
-        assert await asyncio.wait_for(reader.readexactly(len(sent)), 10) == sent
+        assert await asyncio.wait_for(reader.readexactly(len(sent)), 60) == sent
         writer.close()
         assert relay.passed == 2 * len(sent)
 
@@ -51,13 +51,13 @@ async def test_a_delay_holds_each_way_but_not_the_flow() -> None:
     async with echo_server() as target, TcpRelay(target, delay_s=0.05) as relay:
         reader, writer = await connect(relay)
         start = time.monotonic()
-        for _ in range(50):
+        for _ in range(400):
             writer.write(b"x" * 100)
-        await asyncio.wait_for(reader.readexactly(5000), 10)
+        await asyncio.wait_for(reader.readexactly(40_000), 60)
         elapsed = time.monotonic() - start
         writer.close()
     assert elapsed >= 0.1  # two ways
-    assert elapsed < 2.5  # and not fifty times as much: what follows is on the wire at the same time
+    assert elapsed < 20  # and not 400 times as much: what follows is on the wire at the same time
 
 
 async def test_a_narrow_link_takes_its_time() -> None:
@@ -65,7 +65,7 @@ async def test_a_narrow_link_takes_its_time() -> None:
         reader, writer = await connect(relay)
         start = time.monotonic()
         writer.write(bytes(200_000))
-        await asyncio.wait_for(reader.readexactly(200_000), 10)
+        await asyncio.wait_for(reader.readexactly(200_000), 60)
         assert time.monotonic() - start >= 0.19
         writer.close()
 
@@ -77,14 +77,14 @@ async def test_a_cut_loses_connections_until_it_is_mended() -> None:
         assert await reader.readexactly(1) == b"x"
         relay.cut()
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 60)
         refused, late = await connect(relay)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await asyncio.wait_for(refused.readexactly(1), 5)
+            await asyncio.wait_for(refused.readexactly(1), 60)
         relay.mend()
         again, third = await connect(relay)
         third.write(b"y")
-        assert await asyncio.wait_for(again.readexactly(1), 5) == b"y"
+        assert await asyncio.wait_for(again.readexactly(1), 60) == b"y"
         for each in (writer, late, third):
             each.close()
 

@@ -172,7 +172,7 @@ async def test_iterator_that_blocks_does_not_hold_up_the_loop() -> None:
 
     def source() -> Iterator[dict[str, Any]]:
         yield {"n": 0, "answer": "0"}
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         yield {"n": 1, "answer": "2"}
 
     mesh, _ = mesh_of(1, double)
@@ -255,7 +255,7 @@ def test_metric_that_ends_after_its_evaluation_and_loop_are_gone_harms_nothing(
 
     def slow(example: Any, prediction: Any) -> float:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return 1.0
 
     async def give_up() -> None:
@@ -270,7 +270,7 @@ def test_metric_that_ends_after_its_evaluation_and_loop_are_gone_harms_nothing(
     go_on.set()
     for thread in threading.enumerate():
         if thread.name.startswith("metric"):
-            thread.join(10)
+            thread.join(60)
     assert not caplog.records
 
 

@@ -49,7 +49,10 @@ def collector() -> Iterator[Collector]:
     thread.join()
 
 
-async def test_a_collector_gets_the_spans_with_their_ids(collector: Collector) -> None:
+async def test_a_collector_gets_the_spans_with_their_ids(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    from meshnode.integrations import otel
+
+    monkeypatch.setattr(otel, "TIMEOUT_S", 60.0)
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     endpoint = f"http://127.0.0.1:{collector.server_port}/v1/traces"

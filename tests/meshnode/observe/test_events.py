@@ -107,7 +107,7 @@ async def test_nothing_runs_once_the_last_viewer_is_gone(node: StandIn, client: 
 async def test_one_viewer_too_many_is_refused(node: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture, "MAX_VIEWERS", 0)
     server = await serve(node)
-    async with httpx.AsyncClient(base_url=f"http://{server.address}", verify=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=PATIENCE_S, verify=False) as client:
         response = await client.get("/events")
     await server.close()
     assert response.status_code == 500

@@ -41,7 +41,8 @@ def test_a_node_that_keeps_nothing_has_no_storage_to_be_ill(log: Any) -> None:
 
 async def test_a_node_that_still_joins_lives_and_is_not_ready_then_is() -> None:
     base, seed_base = free_base(), free_base()
-    joiner = Node(Config(port=base, seeds=[f"127.0.0.1:{seed_base}"], join_timeout_s=120))
+    quick: dict[str, Any] = {"gossip_profile": "local", "leave_timeout_s": 0.5}
+    joiner = Node(Config(port=base, seeds=[f"127.0.0.1:{seed_base}"], join_timeout_s=120, **quick))
     starting = asyncio.ensure_future(joiner.start())
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{base + 5}", timeout=30, verify=False) as client:
         try:
@@ -49,7 +50,7 @@ async def test_a_node_that_still_joins_lives_and_is_not_ready_then_is() -> None:
             waiting = await answers(client, "/readyz", 503)
             assert "joining" in waiting
             assert not starting.done()
-            async with Node(Config(port=seed_base)):
+            async with Node(Config(port=seed_base, **quick)):
                 await answers(client, "/readyz", 200)
                 await joiner.leave()
                 assert "leaving" in await answers(client, "/readyz", 503)

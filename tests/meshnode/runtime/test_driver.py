@@ -76,7 +76,7 @@ async def test_time_reaches_the_core_as_ticks() -> None:
 
     driver = Driver(core, perform, tick_s=0.001, failed=fail)
     driver.start()
-    await asyncio.wait_for(third.wait(), 10)
+    await asyncio.wait_for(third.wait(), 60)
     await driver.stop()
     ticks = core.ticks
     await asyncio.sleep(0)

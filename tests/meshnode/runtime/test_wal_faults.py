@@ -238,7 +238,7 @@ class FailingFile(OsFile):
     def write_durably(self, data: bytes, offset: int) -> None:
         gate, error = FailingFile.gate, FailingFile.error
         if gate is not None:
-            gate.wait(10)
+            gate.wait(60)
         if error is not None:
             raise error
         super().write_durably(data, offset)

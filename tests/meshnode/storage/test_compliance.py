@@ -141,7 +141,7 @@ def test_many_threads_may_write_at_once(runs: Runs) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
     assert not failures
     assert len(runs.load_finished(run)) == 40
     assert all([point.step for point in runs.load_history(run, f"m{n}")] == list(range(10)) for n in range(4))
@@ -163,7 +163,7 @@ def test_two_processes_may_read_and_write_one_run_at_once(runs: Runs, reopen: Op
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(90)
     assert not failures
     assert runs.load_checkpoint(run) == Checkpoint(59, b"state")
 

@@ -124,7 +124,7 @@ def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
     assert not failures
 
 
