@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,11 @@ def total(series: Series, name: str, labels: dict[str, str]) -> float:
 
 @dataclass
 class Told:
-    """What the second node of a mesh told: as it began, at work, with the first one dead, and with it back."""
+    """What the second node of a mesh told: as it began, in the midst of work and after it, with the first one dead,
+    and with it back."""
 
     began: Series
+    busy: Series
     working: Series
     orphaned: Series
     healed: Series
@@ -130,8 +133,8 @@ def live(cluster: Cluster, model: ModelServer, first: RunningNode, second: Watch
     assert second.write("depth", op="register", kind="int", value="1").status_code == 200
 
     # Half of these run on the other node; one of them kills its worker here or there.
-    rows = [*examples(24), {"text": 7, "answer": "fails"}]
-    second.evaluate(rows)
+    busy = at_work(second, [*examples(24), {"text": 7, "answer": "fails"}])
+    busy = wait_until(lambda: busy or at_work(second, examples(24)), "a worker at work", PATIENCE_S)
     # Its own worker dies as well, whoever it was above.
 
     def killed() -> bool:
@@ -170,7 +173,19 @@ def live(cluster: Cluster, model: ModelServer, first: RunningNode, second: Watch
 
     start(cluster, "node-1", second.node.seed)
     wait_until(lambda: second.value("meshnode_raft_has_leader"), "the leader to be back", PATIENCE_S)
-    return Told(began, working, orphaned, second.series(), text, health, ailing)
+    return Told(began, busy, working, orphaned, second.series(), text, health, ailing)
+
+
+def at_work(watched: Watched, rows: list[dict[str, Any]]) -> Series | None:
+    """Evaluate these; what is told while the node's own workers run some of them, if a look comes in time."""
+    seen: Series | None = None
+    with ThreadPoolExecutor(1) as aside:
+        evaluating = aside.submit(watched.evaluate, rows)
+        while seen is None and not evaluating.done():
+            series = watched.series()
+            seen = series if total(series, "meshnode_worker_busy", {}) else None
+        evaluating.result()
+    return seen
 
 
 #: Each name that is promised, its labels, and between which two moments its value differs.
@@ -194,6 +209,7 @@ MOVES: list[tuple[str, dict[str, str], str, str]] = [
     ),
     ("meshnode_channel_rtt_seconds", {"channel": "inference", "peer": "worst"}, "began", "working"),
     ("meshnode_channel_dropped_total", {}, "began", "healed"),
+    ("meshnode_worker_busy", {}, "began", "busy"),
     ("meshnode_worker_restarts_total", {}, "began", "working"),
     ("meshnode_eval_examples_total", {"status": "ok"}, "began", "working"),
     ("meshnode_eval_examples_total", {"status": "failed"}, "began", "working"),
