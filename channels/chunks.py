@@ -33,7 +33,7 @@ MAX_WINDOW = 16
 #: Chunks of one body that go before the next body has its turn.
 TURN = 2
 #: So many small chunks count as a full one: each costs both loops as many calls as a large one does.
-SMALL = 6
+SMALL = 4
 
 
 class Outgoing:

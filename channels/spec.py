@@ -105,6 +105,7 @@ INFERENCE = ChannelSpec(
     body_bytes=64 * MIB,
     chunk_from=32 * KIB,
     packet_bytes=16 * KIB,
+    drain=4,
     drain_s=0.0002,
     nice=8,
 )
