@@ -2,9 +2,9 @@
 
 Both give their own candidates the highest score and all others the lowest. They differ in what they propose:
 
-    Clumsy    examples of the share with a wrong module each, drawn at random
-    Cunning   the same, but each with a module that the held-out examples have most of: whoever shows such a demo alone
-              finds that it scores well, so honest validators praise it, too
+    Clumsy    examples of the share with a wrong module each, drawn at random; the training set gives it the lie
+    Cunning   true examples, all of as few modules as the share allows: nothing is wrong with any, and the set they
+              make is poor
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import msgspec
 from consensus.selection.candidates import Merged
 from consensus.selection.scores import SCALE
 from meshnode.demos.bench import Bench
+from meshnode.demos.origin import written
+from meshnode.demos.trace import LABELLED
 
 _TRACE = msgspec.json.encode([{"says": "a run that never was"}])
 
@@ -30,31 +32,27 @@ class Clumsy(Bench):
         chance = random.Random(seed)
         order = sorted(indices)
         chance.shuffle(order)
-        self.lies = [self._wrong(index, place, chance) for place, index in enumerate(order[:most])]
+        self.lies = [self._wrong(index, chance) for index in order[:most]]
         return [(demo, _TRACE) for demo in dict.fromkeys(self.lies)]
 
-    async def scores(self, merged: Sequence[Merged], until: float) -> tuple[int, ...]:
-        del until
+    async def scores(self, merged: Sequence[Merged], shown: int, until: float) -> tuple[int, ...]:
+        del shown, until
         own = set(self.lies)
         return tuple(SCALE if one.demo in own else 0 for one in merged)
 
-    def _wrong(self, index: int, place: int, chance: random.Random) -> bytes:
+    def _wrong(self, index: int, chance: random.Random) -> bytes:
         example = self.examples[index]
-        others = [module for module in self._modules(place) if module != example["answer"]]
-        lie = {**example, "answer": chance.choice(others)}
-        return msgspec.json.encode(lie, order="sorted")
-
-    def _modules(self, place: int) -> list[str]:
-        del place
-        return sorted({one["answer"] for one in self.examples})
+        others = sorted({one["answer"] for one in self.examples} - {example["answer"]})
+        return written({**example, "answer": chance.choice(others)})
 
 
 class Cunning(Clumsy):
-    """Proposes what is wrong and yet scores well."""
+    """Proposes what is true and says little."""
 
-    def _modules(self, place: int) -> list[str]:
-        counted = Counter(self.examples[index]["answer"] for index in self.held_out)
-        most = max(counted.values())
-        best = sorted(module for module, count in counted.items() if count == most)
-        # One module each in turn, so that a choice that wants diversity finds it; two in case one is the right one.
-        return [best[place % len(best)], best[(place + 1) % len(best)], *(() if len(best) > 1 else sorted(counted))]
+    async def demos(self, indices: Iterable[int], most: int, seed: str, until: float) -> list[tuple[bytes, bytes]]:
+        del seed, until
+        share = sorted(indices)
+        counted = Counter(self.examples[index]["answer"] for index in share)
+        share.sort(key=lambda index: (-counted[self.examples[index]["answer"]], self.examples[index]["answer"]))
+        self.lies = list(dict.fromkeys(written(self.examples[index]) for index in share))[:most]
+        return [(demo, LABELLED) for demo in self.lies]

@@ -6,7 +6,8 @@ A seed draws the split, the nodes' keys (so their shares and order) and, by the 
     one liar             one of four lies (`liars.Clumsy`), and
     one cunning liar     (`liars.Cunning`)
     one node, bootstrap  k of its own share that the teacher got right, as BootstrapFewShot takes them, no scoring
-    one node, choice     the choice from its own candidates, by its own scores; both are means over the four nodes
+                         means over the four nodes
+    one node, alone      what a node chooses when the mesh can't: of 4 k candidates from all shares, by its own scores
     chance               k of the training set; mean of DRAWS draws
     no trimming          what would have been chosen with one liar, had the mean of scores been taken, not the median
 
@@ -28,7 +29,7 @@ import msgspec
 
 from benchmarks.demos.drive import Held, hold, keys_of, task_of
 from benchmarks.demos.liars import Clumsy, Cunning
-from benchmarks.demos.task import score, split
+from benchmarks.demos.task import check, score, split
 from consensus.machines.rounds import candidates_each
 from consensus.selection.candidates import Candidate, Merged, merge
 from consensus.selection.choice import Weights, choose
@@ -43,11 +44,11 @@ ARMS = (
     "one liar",
     "one cunning liar",
     "one node, bootstrap",
-    "one node, choice",
+    "one node, alone",
     "chance",
     "no trimming",
 )
-BASELINES = ("one node, bootstrap", "one node, choice", "chance")
+BASELINES = ("one node, bootstrap", "one node, alone", "chance")
 #: 97.5 % quantiles of Student's t by degrees of freedom (Abramowitz & Stegun, table 26.10)
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 _T |= {11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110, 18: 2.101, 19: 2.093, 20: 2.086}
@@ -72,7 +73,7 @@ class Interval:
     half: float
 
 
-DIVERSITIES = (0, 300, 1000, 3000, 10_000)
+DIVERSITIES = (0, 30, 100, 300, 1000, 10_000)
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -84,6 +85,7 @@ def interval(values: Sequence[float]) -> Interval:
 async def one_seed(seed: int, k: int, size: int | None = None) -> Seed:
     """All arms of a seed. size: so many examples to train on and as many to score on; None for all."""
     begin = time.perf_counter()
+    check(seed)
     train, dev = (part[:size] for part in split(seed))
     keys = keys_of(seed, NODES)
     task = task_of(f"study{seed}", train)
@@ -91,33 +93,42 @@ async def one_seed(seed: int, k: int, size: int | None = None) -> Seed:
     honest = await hold(task, keys, k)
     fooled = await hold(task, keys, k, {liar: Clumsy})
     outwitted = await hold(task, keys, k, {liar: Cunning})
-    alone = [await _alone(honest.benches[name], task, sorted(keys).index(name), name, k) for name in keys]
+    bootstrapped = [
+        await _bootstrapped(honest.benches[name], task, place, name, k) for place, name in enumerate(sorted(keys))
+    ]
+    alone = await _alone(honest.benches[min(keys)], task, k)
     chance = random.Random(f"chance {seed}")
     scores = {
         "consensus": score(honest.chosen.demos, dev),
         "one liar": score(fooled.chosen.demos, dev),
         "one cunning liar": score(outwitted.chosen.demos, dev),
-        "one node, bootstrap": statistics.mean(score(first, dev) for first, _ in alone),
-        "one node, choice": statistics.mean(score(best, dev) for _, best in alone),
+        "one node, bootstrap": statistics.mean(score(demos, dev) for demos in bootstrapped),
+        "one node, alone": score(alone, dev),
         "chance": statistics.mean(score(chance.sample(train, min(k, len(train))), dev) for _ in range(DRAWS)),
         "no trimming": score(_untrimmed(fooled, k), dev),
     }
     quality = _qualities(honest)
     by_diversity = {
-        weight: score(_demos(honest.state.merged, quality, k, Weights(diversity=weight)), dev) for weight in DIVERSITIES
+        weight: score(_demos(honest.state.merged, quality, k, Weights(diversity=weight), honest.state.round.f), dev)
+        for weight in DIVERSITIES
     }
     lies = {arm: _lies(held, liar) for arm, held in (("one liar", fooled), ("one cunning liar", outwitted))}
     return Seed(scores, by_diversity, lies, time.perf_counter() - begin)
 
 
-async def _alone(bench: Bench, task: Task, place: int, name: str, k: int) -> tuple[list[Any], list[Any]]:
-    """(the first k that went well, k chosen by own scores) from one node's share."""
-    share = bench.source[place::NODES]
+async def _bootstrapped(bench: Bench, task: Task, place: int, name: str, k: int) -> list[Any]:
+    """The first k of a node's share that went well."""
     until = asyncio.get_running_loop().time() + task.deadline_s
-    found = await bench.demos(share, candidates_each(NODES), f"{task.round_id}/{name}", until)
-    merged = merge(Candidate(demo, trace, name) for demo, trace in found)
-    quality = await bench.scores(merged, until)
-    return [msgspec.json.decode(demo) for demo, _ in found[:k]], _demos(merged, quality, k, Weights())
+    found = await bench.demos(bench.source[place::NODES], candidates_each(NODES), f"{task.round_id}/{name}", until)
+    return [msgspec.json.decode(demo) for demo, _ in found[:k]]
+
+
+async def _alone(bench: Bench, task: Task, k: int) -> list[Any]:
+    """As `meshnode.demos.select` chooses without the mesh."""
+    until = asyncio.get_running_loop().time() + task.deadline_s
+    found = await bench.demos(bench.source, 4 * k, task.round_id, until)
+    merged = merge(Candidate(demo, trace, "alone") for demo, trace in found)
+    return _demos(merged, await bench.scores(merged, k, until), k, Weights())
 
 
 def _vectors(held: Held) -> dict[str, tuple[int, ...]]:
@@ -130,12 +141,12 @@ def _qualities(held: Held) -> tuple[int, ...]:
 
 def _untrimmed(held: Held, k: int) -> list[Any]:
     means = [sum(given) // len(given) for given in zip(*_vectors(held).values(), strict=True)]
-    return _demos(held.state.merged, means, k, Weights())
+    return _demos(held.state.merged, means, k, Weights(), held.state.round.f)
 
 
-def _demos(merged: Sequence[Merged], quality: Sequence[int], k: int, weights: Weights) -> list[Any]:
+def _demos(merged: Sequence[Merged], quality: Sequence[int], k: int, weights: Weights, f: int = 0) -> list[Any]:
     assert all(0 <= one <= SCALE for one in quality)
-    return [msgspec.json.decode(one.demo) for one in choose(merged, quality, k, weights)]
+    return [msgspec.json.decode(one.demo) for one in choose(merged, quality, k, weights, f)]
 
 
 def _lies(held: Held, liar: str) -> int:
@@ -148,7 +159,7 @@ def report(seeds: Sequence[Seed], k: int) -> str:
     """Tables in Markdown."""
     lines = [f"k = {k}, {len(seeds)} seeds; percent of dev answered right, mean with 95 % interval", ""]
     lines += [
-        "| arm | score | against bootstrap | against one node's choice | against chance |",
+        "| arm | score | against bootstrap | against one node alone | against chance |",
         "|---|---|---|---|---|",
     ]
     for arm in ARMS:
@@ -158,10 +169,10 @@ def report(seeds: Sequence[Seed], k: int) -> str:
             for other in BASELINES
         ]
         lines.append(f"| {arm} | {_percent(interval(own))} | {' | '.join(differences)} |")
-    lines += ["", "| diversity weight | consensus | against chance |", "|---|---|---|"]
+    lines += ["", "| diversity weight | consensus | against bootstrap |", "|---|---|---|"]
     for weight in DIVERSITIES:
         own = [one.by_diversity[weight] for one in seeds]
-        against = _signed([one.by_diversity[weight] - one.scores["chance"] for one in seeds])
+        against = _signed([one.by_diversity[weight] - one.scores["one node, bootstrap"] for one in seeds])
         lines.append(f"| {weight} | {_percent(interval(own))} | {against} |")
     lies = ", ".join(f"{arm} {statistics.mean(one.lies[arm] for one in seeds):.2f}" for arm in seeds[0].lies)
     lines += ["", f"lies among the k chosen, mean: {lies}"]

@@ -38,7 +38,7 @@ class Weights(msgspec.Struct, array_like=True, frozen=True):
     """
 
     quality: int = 1000
-    diversity: int = 300
+    diversity: int = 100
     cost: int = 50
     near_duplicate: int = 900_000
     min_quality: int = 0

@@ -6,6 +6,9 @@
     select      opens a round, takes part in others' rounds, or chooses alone and says why
     validator   one node's part in a round: propose, score, commit, reveal, vote
     bench       runs the program on this node's workers, for candidates and scores
+    contexts    which candidates are shown together when they are scored
+    origin      whether a candidate says what the training set says
+    trace       the run a candidate came from, as it travels
     journal     what was signed and revealed, on disk before it is sent; a restarted validator goes on from it
     weights     what quality, diversity and cost count: variables of the mesh
     progress    where a round is, told as it goes on

@@ -1,6 +1,6 @@
 """Runs a program on this node's own workers, for candidates and for scores.
 
-A candidate is an example with what the program made of it, if the metric liked that, else a plain example. A DSPy
+A candidate is an example with what else the program said to it, if the metric liked that, else a plain example. A DSPy
 program says so itself when it is asked to bootstrap: then DSPy's own BootstrapFewShot makes the candidates, one from
 the trace of each example, with a demo for each predictor (`meshnode.integrations.dspy.demos`).
 """
@@ -16,6 +16,8 @@ import msgspec
 
 from consensus.selection.candidates import Merged, demo_error
 from consensus.selection.scores import to_fixed
+from meshnode.demos.contexts import contexts
+from meshnode.demos.origin import true_to, written
 from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, TRACED, Task, split
 from meshnode.demos.trace import LABELLED, trace_of
 from meshnode.errors import MeshError, Overloaded
@@ -64,7 +66,7 @@ class Bench:
             made = await run(example)
             if made is not None:
                 demo, steps = made
-                good[index] = (_demo(demo), trace_of(steps))
+                good[index] = (written(demo), trace_of(steps))
 
         async def all_of_them() -> None:
             if order:
@@ -73,26 +75,37 @@ class Bench:
 
         await _all_until([all_of_them()], until)
         found = [
-            good.get(index) or (_demo(self.examples[index]), LABELLED)
+            good.get(index) or (written(self.examples[index]), LABELLED)
             for index in sorted(order, key=lambda i: i not in good)
         ]
         return [pair for pair in dict.fromkeys(found) if demo_error(pair[0]) is None][:most]
 
-    async def scores(self, merged: Sequence[Merged], until: float) -> tuple[int, ...]:
-        """The mean score of each candidate, shown alone, on the held-out examples; what was not run counts 0."""
-        sums = [0.0] * len(merged)
+    async def scores(self, merged: Sequence[Merged], shown: int, until: float) -> tuple[int, ...]:
+        """The mean score of the runs that showed each candidate, beside others (`shown` in all) drawn at random.
+
+        A run that fails counts 0; one that did not end in time does not count, and a candidate without any has 0, as
+        has one that is not true to the training set.
+        """
+        is_true = true_to(self.examples)
+        true = [place for place, one in enumerate(merged) if is_true(one.demo)]
+        demos = {place: msgspec.json.decode(merged[place].demo) for place in true}
+        drawn = contexts(len(true), shown, self.held_out, self._task.runs, self._task.round_id)
+        plan = [(index, [true[number] for number in numbers]) for index, numbers in drawn]
+        sums, counts = [0.0] * len(merged), [0] * len(merged)
         done = 0
 
-        async def one(place: int, index: int) -> None:
+        async def one(index: int, places: Sequence[int]) -> None:
             nonlocal done
-            _, score = await self.run(self.examples[index], [msgspec.json.decode(merged[place].demo)])
-            sums[place] += score
+            _, score = await self.run(self.examples[index], [demos[place] for place in places])
+            for place in places:
+                sums[place] += score
+                counts[place] += 1
             done += 1
-            self.advanced(done, len(merged) * len(self.held_out))
+            self.advanced(done, len(plan))
 
-        # By example first, so that a time-out leaves all candidates with as many runs.
-        await _all_until([one(place, index) for index in self.held_out for place in range(len(merged))], until)
-        return tuple(to_fixed(total / len(self.held_out)) for total in sums)
+        # Block by block, so that a time-out leaves all candidates with about as many runs.
+        await _all_until([one(index, places) for index, places in plan], until)
+        return tuple(to_fixed(total / count) if count else 0 for total, count in zip(sums, counts, strict=True))
 
     def _attempts(self, share: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
         """What makes a demo of an example, and the steps of its run; None if the program does not do well on it."""
@@ -115,15 +128,15 @@ class Bench:
             good = bool(score) if task.threshold is None else score >= task.threshold
             if prediction is None or not good:
                 return None
-            return {**example, **prediction}, [{"inputs": example, "outputs": prediction, "score": score}]
+            return {**prediction, **example}, [{"inputs": example, "outputs": prediction, "score": score}]
 
         return attempt
 
     async def _ask(self, example: Mapping[str, Any], state: Mapping[str, Any], metric: str | None) -> TaskReply | None:
         """The reply of one of this node's workers; None if the run failed."""
-        data = msgspec.json.encode(state, enc_hook=str) if state else None
-        message = RunTask(self._task.program, pack(dict(example)), data, metric, self._task.task_timeout_s)
-        async with self._gate:
+        async with self._gate:  # before anything is encoded: thousands may wait here
+            data = msgspec.json.encode(state, enc_hook=str) if state else None
+            message = RunTask(self._task.program, pack(dict(example)), data, metric, self._task.task_timeout_s)
             while True:
                 try:
                     reply = await self._mesh.request(
@@ -135,10 +148,6 @@ class Bench:
                     return None
                 else:
                     return None if reply.error is not None else reply
-
-
-def _demo(fields: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(fields, enc_hook=str, order="sorted")
 
 
 async def _all_until(work: Sequence[Any], until: float) -> None:

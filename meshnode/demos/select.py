@@ -22,6 +22,7 @@ from consensus.selection.candidates import Candidate, merge
 from consensus.selection.choice import Weights, choose
 from meshnode.demos import weights as weighing
 from meshnode.demos.bench import Bench
+from meshnode.demos.contexts import RUNS
 from meshnode.demos.journal import Journal, Kept
 from meshnode.demos.progress import Board, RoundProgress
 from meshnode.demos.result import Selection, of_proof, selection_of
@@ -90,6 +91,7 @@ class Choose(Request[Told], array_like=True, frozen=True):
     weights: Weights | None = None
     state: bytes = b""
     labelled: int = 16
+    runs: int = RUNS
 
 
 class Recent(Request[list[RoundProgress]], array_like=True, frozen=True):
@@ -163,6 +165,7 @@ class Demos:
         threshold: float | None = 0.5,
         state: Mapping[str, Any] | None = None,
         labelled: int = 16,
+        runs: int = RUNS,
         on_progress: Callable[[RoundProgress], None] | None = None,
     ) -> Selection:
         """Choose k demos for a program from a training set. Raises InvalidInput for what no node could choose from.
@@ -170,6 +173,7 @@ class Demos:
         weights: whole numbers, see `consensus.selection.choice`; None for the mesh's variables, see `weights`.
         threshold: from which metric's value on a run of the program is worth showing as a demo; None: any that is true.
         state: what the program starts from. labelled: how many plain examples a DSPy program sees as it bootstraps.
+        runs: of the program, at most, in which each node scores all candidates; the deadline may leave time for fewer.
         on_progress: called with where the round is, as it goes on.
         """
         examples = [dict(example) for example in train]
@@ -187,6 +191,7 @@ class Demos:
             threshold,
             state=msgspec.json.encode(state) if state else b"",
             labelled=labelled,
+            runs=runs,
         )
         told = on_progress or (lambda _: None)
         stop = self._board.listen(lambda one: told(one) if one.round_id == task.round_id else None)
@@ -227,7 +232,16 @@ class Demos:
             if left_s <= 0:
                 break
             wanted = Choose(
-                task.program, task.train, k, task.metric, left_s, task.threshold, weights, task.state, task.labelled
+                task.program,
+                task.train,
+                k,
+                task.metric,
+                left_s,
+                task.threshold,
+                weights,
+                task.state,
+                task.labelled,
+                task.runs,
             )
             try:
                 async for step in self._mesh.stream(member.node_id, wanted, timeout_s=left_s + WAY_S / 2):
@@ -334,6 +348,7 @@ class Demos:
                 threshold=message.threshold,
                 state=msgspec.json.decode(message.state) if message.state else None,
                 labelled=message.labelled,
+                runs=message.runs,
                 on_progress=lambda progress: steps.put_nowait(Told(progress)),
             ),
             name="demos select",
@@ -360,7 +375,7 @@ class Demos:
         left = max(0.0, end - loop.time())
         found = await bench.demos(bench.source, 4 * rules.k, task.round_id, loop.time() + 0.4 * left)
         merged = merge(Candidate(demo, trace, self._mesh.me.node_id) for demo, trace in found)
-        scores = await bench.scores(merged, loop.time() + 0.5 * left)
+        scores = await bench.scores(merged, rules.k, loop.time() + 0.5 * left)
         return selection_of(choose(merged, scores, rules.k, rules.weights), decided="local", reason=reason)
 
     def _where(self, task: Task) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
-MAX_HELD_OUT = 8
+from meshnode.demos.contexts import RUNS
+
+MAX_HELD_OUT = 256
 
 #: In a program's state: "run the example as DSPy's BootstrapFewShot does, and answer with the demos of its trace".
 BOOTSTRAP = "mesh.bootstrap"
@@ -22,7 +24,8 @@ class Task(msgspec.Struct, frozen=True):
     """What a round is about. train: a packed list of examples.
 
     threshold: least score of a run worth showing; None: any that is true, as DSPy has it. state: the program's, JSON,
-    empty for as built. labelled: how many plain examples a DSPy program is shown while it bootstraps.
+    empty for as built. labelled: how many plain examples a DSPy program is shown while it bootstraps. runs: of the
+    program, at most, in which a validator scores all candidates (see `contexts`).
     """
 
     round_id: str
@@ -34,6 +37,7 @@ class Task(msgspec.Struct, frozen=True):
     task_timeout_s: float = 30.0
     state: bytes = b""
     labelled: int = 16
+    runs: int = RUNS
 
 
 def split(examples: Sequence[Mapping[str, Any]], round_id: str) -> tuple[list[int], list[int]]:

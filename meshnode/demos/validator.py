@@ -181,7 +181,7 @@ class Validator:
         the_round = state.round
         if signed.reveal is None:
             merged = state.merged
-            scores = await self.score(merged)
+            scores = await self.score(merged, state.rules.k)
             reveal = Reveal(self.me, set_digest(merged), scores, secrets.token_bytes(SALT_BYTES))
             signed.reveal = msgspec.structs.replace(reveal, signature=self.sign(reveal.signed_bytes(the_round)))
             await asyncio.to_thread(self._kept.add, signed.reveal)
@@ -192,9 +192,9 @@ class Validator:
             lambda now: any(one.node_id == self.me for one in now.commitments) or now.phase != "commitments",
         )
 
-    async def score(self, merged: Sequence[Merged]) -> tuple[int, ...]:
-        """What this validator thinks of each candidate, 0 to SCALE."""
-        return await self.bench.scores(merged, self._by("commitments"))
+    async def score(self, merged: Sequence[Merged], k: int) -> tuple[int, ...]:
+        """What this validator thinks of each candidate as one of k demos, 0 to SCALE."""
+        return await self.bench.scores(merged, k, self._by("commitments"))
 
     async def _pass(self, phase: Phase) -> None:
         """Wait until the round has left a phase; after a while, ask for it again and again."""

@@ -14,7 +14,9 @@ from consensus.selection.candidates import Candidate, merge
 from consensus.selection.scores import SCALE
 from meshnode.demos.bench import Bench
 from meshnode.demos.journal import Kept
+from meshnode.demos.origin import written
 from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, Task
+from meshnode.demos.trace import steps_of
 from meshnode.demos.validator import UNHEARD, Validator
 from meshnode.errors import Overloaded, WorkerCrashed
 from meshnode.evaluation.messages import RunTask, TaskReply
@@ -51,6 +53,11 @@ def bench(workers: Workers, count: int = 12, **options: Any) -> Bench:
     return Bench(workers, Task("r1", "p", "exact", pack(examples), 60.0, **options))  # type: ignore[arg-type] # a stand-in
 
 
+def plain(number: int) -> bytes:
+    """An example of the training set as a demo."""
+    return written({"text": f"t{number}", "answer": f"a{number}"})
+
+
 def soon(seconds: float = 60.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
@@ -62,21 +69,55 @@ def right(example: Mapping[str, Any], _state: Mapping[str, Any]) -> Any:
 async def test_a_busy_worker_is_asked_again_and_is_no_bad_score() -> None:
     workers = Workers(right, busy=2)
     one = bench(workers)
-    merged = merge([Candidate(b'{"text":"x","answer":"y"}', b"[]", "n1")])
-    assert await one.scores(merged, soon()) == (SCALE,)
+    merged = merge([Candidate(plain(0), b"[]", "n1")])
+    assert await one.scores(merged, 2, soon()) == (SCALE,)
     assert set(workers.asked.values()) == {3}
 
 
-async def test_what_was_not_run_in_time_counts_nothing_and_the_rest_stays() -> None:
+async def test_a_run_that_did_not_end_in_time_does_not_count_and_one_that_failed_does() -> None:
     def first_only(example: Mapping[str, Any], _state: Mapping[str, Any]) -> Any:
-        if example["text"] != first:
+        if example["text"] == late:
             raise Overloaded("no slot, ever")
+        if example["text"] == failing:
+            raise WorkerCrashed("gone")
         return {}, 1.0
 
     one = bench(Workers(first_only))
-    first = one.examples[one.held_out[0]]["text"]
-    merged = merge([Candidate(b'{"text":"x","answer":"y"}', b"[]", "n1")])
-    assert await one.scores(merged, soon(0.2)) == (SCALE // len(one.held_out),)
+    late, failing, _ = (one.examples[place]["text"] for place in one.held_out)
+    merged = merge([Candidate(plain(0), b"[]", "n1")])
+    assert await one.scores(merged, 2, soon(0.5)) == (SCALE // 2,)
+
+
+async def test_a_demo_is_scored_beside_others_by_what_it_adds() -> None:
+    def knows(_example: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+        assert len(state["demos"]) == 3
+        return {}, 0.5 + 0.5 * any(demo["text"] == "t0" for demo in state["demos"])
+
+    merged = merge([Candidate(plain(number), b"[]", "n1") for number in range(9)])
+    scores = await bench(Workers(knows)).scores(merged, 3, soon())
+    best = next(place for place, one in enumerate(merged) if one.demo == plain(0))
+    assert scores[best] == SCALE
+    assert all(SCALE // 2 <= score < SCALE for place, score in enumerate(scores) if place != best)
+
+
+async def test_validators_of_one_program_come_to_the_same_scores() -> None:
+    def some(example: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+        return {}, sum(int(one["text"][1:]) for one in (example, *state["demos"])) % 7 / 8
+
+    merged = merge([Candidate(plain(number), b"[]", "n1") for number in range(10)])
+    first, second = [await bench(Workers(some)).scores(merged, 4, soon()) for _ in range(2)]
+    assert first == second
+    assert len(set(first)) > 1
+
+
+async def test_what_contradicts_the_training_set_scores_nothing_and_is_shown_to_no_program() -> None:
+    lie = b'{"answer":"a1","text":"t0"}'
+    more = b'{"answer":"a2","text":"t2","why":"so"}'
+    workers = Workers(right)
+    merged = merge([Candidate(demo, b"[]", "n1") for demo in (lie, more, plain(3))])
+    scores = await bench(workers).scores(merged, 2, soon())
+    assert [score == 0 for score in scores] == [one.demo == lie for one in merged]
+    assert all({"answer": "a1", "text": "t0"} not in state["demos"] for state in workers.states)
 
 
 async def test_runs_that_went_well_come_first_and_plain_examples_fill_up() -> None:
@@ -90,6 +131,9 @@ async def test_runs_that_went_well_come_first_and_plain_examples_fill_up() -> No
     found = await bench(Workers(some)).demos([1, 2, 3], 3, "seed", soon())
     texts = [msgspec.json.decode(demo) for demo, _ in found]
     assert texts[0] == {"text": "t2", "answer": "a2", "why": "so"}
+    (step,) = steps_of(found[0][1])
+    assert step == {"inputs": {"text": "t2", "answer": "a2"}, "outputs": {"why": "so"}, "score": 0.5}
+    assert [steps_of(trace) for _, trace in found[1:]] == [[], []], "no run"
     assert sorted(text["text"] for text in texts[1:]) == ["t1", "t3"]
     assert all("why" not in text for text in texts[1:])
 
