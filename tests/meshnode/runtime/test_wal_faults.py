@@ -378,41 +378,52 @@ if os.getuid() == 0:  # permissions do not bind root; given up here, for nobody 
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-try:
-    open_log(Path(sys.argv[1]), "mesh", "node")
-except DirectoryUnusable as error:
-    print(error)
+for name in sys.argv[1:]:
+    try:
+        open_log(Path(name), "mesh", "node")
+    except DirectoryUnusable as error:
+        print(error)
 """
 
 
-@pytest.mark.parametrize("part", ["parent", "directory", "lock", "segment"])
-def test_a_directory_that_can_not_be_written_is_refused_by_name(part: str) -> None:
+def test_a_directory_that_can_not_be_written_is_refused_by_name() -> None:
     # Not below tmp_path, which only its owner may enter.
     root = Path(tempfile.mkdtemp())
     try:
         root.chmod(0o755)
-        directory = root / "data"
-        if part != "parent":
-            write_batches_in(directory)
-            (directory / "lock").touch()
-        locked = {"parent": root, "directory": directory, "lock": directory / "lock"}
-        for path in (directory, *directory.glob("*")) if directory.exists() else ():
-            path.chmod(0o777)
-        locked.get(part, segment_path(directory, 1)).chmod(0o555 if part in ("parent", "directory") else 0o444)
-        if part == "directory":
-            (directory / "lock").unlink()
+        directories = [locked_up(root / part, part) for part in ("parent", "directory", "lock", "segment")]
         outcome = subprocess.run(
-            [sys.executable, "-c", UNPRIVILEGED, str(directory)],
+            [sys.executable, "-c", UNPRIVILEGED, *map(str, directories)],
             capture_output=True,
             text=True,
             check=False,
             cwd=Path(__file__).parents[3],
         )
         assert outcome.stderr == ""
-        assert str(directory) in outcome.stdout
-        assert "Permission denied" in outcome.stdout
+        told = outcome.stdout.splitlines()
+        assert len(told) == len(directories)
+        for directory, line in zip(directories, told, strict=True):
+            assert str(directory) in line
+            assert "Permission denied" in line
     finally:
         shutil.rmtree(root)
+
+
+def locked_up(root: Path, part: str) -> Path:
+    """A log's directory below `root` of which this part may not be written."""
+    root.mkdir()
+    root.chmod(0o755)
+    directory = root / "data"
+    if part != "parent":
+        write_batches_in(directory)
+        (directory / "lock").touch()
+    locked = {"parent": root, "directory": directory, "lock": directory / "lock"}
+    for path in (directory, *directory.glob("*")) if directory.exists() else ():
+        path.chmod(0o777)
+    locked.get(part, segment_path(directory, 1)).chmod(0o555 if part in ("parent", "directory") else 0o444)
+    if part == "directory":
+        (directory / "lock").unlink()
+    return directory
 
 
 def write_batches_in(directory: Path) -> None:
