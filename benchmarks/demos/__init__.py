@@ -1,6 +1,6 @@
 """Is it worth it to let the mesh choose demos? And what does a round cost?
 
-python -m benchmarks.demos [--quick] [--seeds N] [--k K] [--only study|figures|sockets] [--chart PATH]
+python -m benchmarks.demos [--quick] [--seeds N] [--k K] [--only study|tuning|figures|sockets] [--chart PATH]
 
 task      the docstring task: splits, a program with the embedded model behind it, the score on the dev part
 drive     a round in one process: production validators, log and vote, without sockets and Raft

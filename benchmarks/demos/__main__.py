@@ -15,31 +15,34 @@ from benchmarks.demos import figures, plot, sockets, study
 KS = (8, 32)
 PROCESSES = 2
 QUICK_TRAIN = 120
-TUNED_ON = 1000
+TUNED_ON = 1000  # the first seed of those that are for tuning, and are not reported
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demos", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two seeds, 4 and 7 validators, no chart")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first-seed", type=int, default=0, help=f"what was tuned was tuned on {TUNED_ON} and after")
     parser.add_argument("--k", type=int, nargs="+", default=KS, help="how many demos are chosen")
-    parser.add_argument("--only", choices=("study", "figures", "sockets"))
+    parser.add_argument("--only", choices=("study", "tuning", "figures", "sockets"))
     parser.add_argument("--chart", type=Path, default=Path("docs/demos.svg"))
     options = parser.parse_args()
     wanted = (options.only,) if options.only else ("study", "sockets", "figures")
-    if "study" in wanted:
-        seeds = range(options.first_seed, options.first_seed + (2 if options.quick else options.seeds))
-        panels: dict[int, list[study.Seed]] = {}
-        with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-            for k in options.k[:1] if options.quick else options.k:
-                run = partial(study.run_seed, k=k)
-                panels[k] = list(pool.map(run, seeds))
+    ks = options.k[:1] if options.quick else options.k
+    seeds = range(2 if options.quick else options.seeds)
+    with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        if "tuning" in wanted:
+            for k in ks:
+                found = list(pool.map(partial(study.tune_seed, k=k), (TUNED_ON + seed for seed in seeds)))
+                print(f"\n{study.tuning(found, k)}", flush=True)
+        if "study" in wanted:
+            panels: dict[int, list[study.Seed]] = {}
+            for k in ks:
+                panels[k] = list(pool.map(partial(study.run_seed, k=k), seeds))
                 print(f"\n{study.report(panels[k], k)}", flush=True)
-                if not options.quick and options.first_seed == 0:
+                if not options.quick:
                     options.chart.write_text(plot.figure(panels))
-        if not options.quick and options.first_seed == 0:
-            print(f"\nchart: {options.chart}")
+            if not options.quick:
+                print(f"\nchart: {options.chart}")
     if "sockets" in wanted:
         real, driven = asyncio.run(sockets.compare(KS[0], QUICK_TRAIN))
         print(f"\nfour real nodes over sockets: {real}\nthe same round in one process: {driven}", flush=True)

@@ -34,6 +34,7 @@ from consensus.machines.rounds import candidates_each
 from consensus.selection.candidates import Candidate, Merged, merge
 from consensus.selection.choice import Weights, choose
 from consensus.selection.scores import SCALE, qualities
+from examples.docstrings import Example
 from meshnode.demos.bench import Bench
 from meshnode.demos.task import Task
 
@@ -107,13 +108,24 @@ async def one_seed(seed: int, k: int, size: int | None = None) -> Seed:
         "chance": statistics.mean(score(chance.sample(train, min(k, len(train))), dev) for _ in range(DRAWS)),
         "no trimming": score(_untrimmed(fooled, k), dev),
     }
-    quality = _qualities(honest)
-    by_diversity = {
-        weight: score(_demos(honest.state.merged, quality, k, Weights(diversity=weight), honest.state.round.f), dev)
-        for weight in DIVERSITIES
-    }
+    by_diversity = _by_diversity(honest, k, dev)
     lies = {arm: _lies(held, liar) for arm, held in (("one liar", fooled), ("one cunning liar", outwitted))}
     return Seed(scores, by_diversity, lies, time.perf_counter() - begin)
+
+
+def _by_diversity(honest: Held, k: int, dev: Sequence[Example]) -> dict[int, float]:
+    quality, f = _qualities(honest), honest.state.round.f
+    return {
+        weight: score(_demos(honest.state.merged, quality, k, Weights(diversity=weight), f), dev)
+        for weight in DIVERSITIES
+    }
+
+
+def tune_seed(seed: int, k: int) -> dict[int, float]:
+    """An honest round's score on dev by the weight of diversity; for seeds that the study does not report."""
+    train, dev = split(seed)
+    honest = asyncio.run(hold(task_of(f"study{seed}", train), keys_of(seed, NODES), k))
+    return _by_diversity(honest, k, dev)
 
 
 async def _bootstrapped(bench: Bench, task: Task, place: int, name: str, k: int) -> list[Any]:
@@ -153,6 +165,14 @@ def _lies(held: Held, liar: str) -> int:
     lies = {one.demo for one in held.state.candidates if one.node_id == liar}
     decoded = [msgspec.json.decode(demo) for demo in lies]
     return sum(demo in decoded for demo in held.chosen.demos)
+
+
+def tuning(seeds: Sequence[dict[int, float]], k: int) -> str:
+    """A table in Markdown."""
+    lines = [f"k = {k}, {len(seeds)} seeds for tuning", "", "| diversity weight | consensus |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {weight} | {_percent(interval([one[weight] for one in seeds]))} |" for weight in DIVERSITIES)]
+    )
 
 
 def report(seeds: Sequence[Seed], k: int) -> str:

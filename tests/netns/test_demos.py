@@ -38,7 +38,7 @@ class Choosing:
         self._said = lab.folder / f"{host}-{number}.said"
         self.proof = lab.folder / f"{host}-{number}.proof"
         data = lab.folder / "data.jsonl"
-        data.write_text("".join(json.dumps(example) + "\n" for example in examples(24)))
+        data.write_text("".join(json.dumps(example) + "\n" for example in examples(16)))
         arguments = ("demos", "select", "colour", str(data), "-k", "2", "--json", "--deadline", str(deadline_s))
         self._process = lab.open(host, *arguments, "--out", str(self.proof), output=self._said, errors=self._told)
 

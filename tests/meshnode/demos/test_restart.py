@@ -81,7 +81,7 @@ def test_a_validator_that_is_killed_after_it_committed_comes_back_and_shows_thos
     second = cluster.collect()[0]
     wait_until(lambda: sum(one["state"] == "alive" for one in cluster.members(first)) == 4, "four nodes", 120)
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(example) + "\n" for example in examples(24)))
+    data.write_text("".join(json.dumps(example) + "\n" for example in examples(16)))
     said = (tmp_path / "said").open("wb")
     command = [sys.executable, "-m", "meshnode", "demos", "select", "colour", str(data), "-k", "3", "--json"]
     command += ["--deadline", str(DEADLINE_S), "--node", first.http, "--out", str(tmp_path / "proof.json")]
