@@ -6,6 +6,7 @@ a fault, and no exception leaves this module.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from channels.chunks import JOIN_HERE, with_body
 from channels.envelope import (
     Ack,
     Cancel,
@@ -66,6 +68,7 @@ class Inbox:
             Window: self._on_window,
             Goodbye: self._on_goodbye,
         }
+        self._loop = asyncio.get_running_loop()
         self._body: Bytes | None = None
         self._now = 0.0
 
@@ -248,9 +251,21 @@ class Inbox:
             self._router.delivery.on_ack(peer, self._router.session, ack, self._now)
 
     def _on_whole(self, peer: Peer, whole: Whole) -> None:
-        message = self._router.chunks.on_whole(peer, whole)
-        if message is not None:
-            self.dispatch(peer, [message])
+        pieces = self._router.chunks.on_whole(peer, whole)
+        if pieces is None:
+            return
+        if sum(map(len, pieces)) <= JOIN_HERE:
+            self.dispatch(peer, [with_body(whole.message, b"".join(pieces))])
+            return
+        session = peer.session
+
+        def joined(body: asyncio.Future[bytes]) -> None:
+            if peer.session == session and peer.path is not None and not body.cancelled() and not body.exception():
+                self.dispatch(peer, [with_body(whole.message, body.result())])
+            else:
+                self._drops.count("incomplete")
+
+        self._loop.run_in_executor(None, b"".join, pieces).add_done_callback(joined)
 
     def _on_window(self, peer: Peer, window: Window) -> None:
         peer.window = max(1, min(window.in_flight, self._router.spec.in_flight))
