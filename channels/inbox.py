@@ -240,7 +240,7 @@ class Inbox:
         except Exception:
             self._drops.count("handler_failed")
             return
-        if inspect.isawaitable(reply):
+        if type(reply) is not bytes and inspect.isawaitable(reply):  # most are
             self._router.service.run(peer, reply, deadline)
 
     def _on_publish(self, peer: Peer, message: Publish) -> None:

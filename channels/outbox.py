@@ -81,16 +81,15 @@ class Outbox:
             self._flushing = True
             self._count = 0
             if not self.waits:
-                path = peer.path
-                lonely = self._lonely and path is not None and path.link is not None and not peer.blocked
-                if lonely:
-                    # The last tick had one message: don't let this one wait for company that mostly doesn't come.
-                    self.send(peer)
                 self._loop.call_soon(self.flush)
-                if lonely:
-                    return
         peer.dirty = True
         self._dirty.append(peer)
+        if self._lonely and not self.waits:
+            path = peer.path
+            if path is not None and path.link is not None and not peer.blocked:
+                # In the last tick nobody got two: don't let this one wait for company that mostly doesn't come. What
+                # more this peer gets in this tick waits for its end.
+                self.send(peer)
 
     def flush(self) -> None:
         """Send what this tick brought together."""
@@ -102,7 +101,7 @@ class Outbox:
             peer.dirty = False
             if not peer.blocked:  # else `unblock` sends, or each tick would encode in vain
                 self.send(peer)
-        self._lonely = self._count <= 1
+        self._lonely = self._count <= len(dirty)
         self._wire.flushed()
 
     def close(self) -> None:
