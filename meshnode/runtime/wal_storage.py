@@ -19,6 +19,8 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from meshnode.runtime.wal_recovery import TornTail
 
 _encoder = msgspec.msgpack.Encoder()
 _configuration_decoder = msgspec.msgpack.Decoder(Configuration)
+_term, _kind, _data = attrgetter("term"), attrgetter("kind"), attrgetter("data")
 
 
 def open_storage(directory: Path, mesh_id: str, node_id: str, *, disk: Disk | None = None) -> Storage:
@@ -162,11 +165,10 @@ class Storage:
 
     def _buffer(self, effect: Persist) -> None:
         if effect.entries:
+            entries = effect.entries
+            # In C, for this runs for each entry on each node.
             self.log.append(
-                [
-                    (index, entry.term, entry.kind, entry.data)
-                    for index, entry in enumerate(effect.entries, effect.first_index)
-                ]
+                list(zip(count(effect.first_index), map(_term, entries), map(_kind, entries), map(_data, entries)))
             )
         if effect.hard_state is not None:
             self.log.set_hard_state(effect.hard_state.term, effect.hard_state.vote)
