@@ -227,20 +227,22 @@ class Router:
         self.post(to, event, len(body))
         return _DONE
 
-    def tell(self, peer: str, command: str, body: bytes) -> None:
+    def tell(self, peer: str, command: str, body: bytes) -> bool:
         """Send once, in order, neither kept nor acknowledged; what can't leave now is dropped and counted.
 
-        For protocols that say again what matters.
+        For protocols that say again what matters. Returns whether there was a link to take it; it may be lost yet.
         """
         now, to = time.monotonic(), self.peers.get(peer)
         if self.closed or to is None or len(body) > self.whole_below or to.out_bytes > self.spec.queue_bytes:
             self.drops.count("untold")
-        elif to.path is not None:
+            return False
+        if to.path is not None:
             self.push(to, Event(command, body, *self._times(now, self.spec.stale_s)), len(body))
-        else:
-            self.drops.count("untold")
-            self.peers.open(to, now)
-            self.arm()
+            return True
+        self.drops.count("untold")
+        self.peers.open(to, now)
+        self.arm()
+        return False
 
     def publish(self, topic: str, body: bytes, *, key: str = "") -> None:
         """Send to every subscribed peer; what a slow one can't take is dropped by the loss rule and counted."""

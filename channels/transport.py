@@ -88,10 +88,10 @@ class Channel(Protocol):
         """Send without a reply. On coordination it resolves when the peer acknowledged; elsewhere when handed over."""
         ...
 
-    def tell(self, peer: str, command: str, body: bytes) -> None:
+    def tell(self, peer: str, command: str, body: bytes) -> bool:
         """Send once, in order, neither kept nor acknowledged; what can't leave now is dropped and counted.
 
-        For protocols that say again what matters.
+        For protocols that say again what matters. Returns whether there was a link to take it; it may be lost yet.
         """
         ...
 

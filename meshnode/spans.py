@@ -22,8 +22,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -37,7 +36,6 @@ PASSED_BY = 64  # operations let by, once there were enough, before the clock is
 HEADER = "traceparent"
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
 class Span(msgspec.Struct, array_like=True, frozen=True):
@@ -237,22 +235,6 @@ def within(spans: Spans | None, name: str) -> Iterator[None]:
     else:
         with spans.span(name):
             yield
-
-
-def spanned(name: str) -> Callable[[F], F]:
-    """Decorate an async method: a span of this name around each call, owned by the object's `spans` (None: off)."""
-
-    def decorate(method: F) -> F:
-        @wraps(method)
-        def around(self: Any, *args: Any, **kwargs: Any) -> Any:
-            spans: Spans | None = self.spans
-            span = None if spans is None else spans.begin(name)
-            work = method(self, *args, **kwargs)
-            return work if span is None else await_within(span, work)
-
-        return cast("F", around)
-
-    return decorate
 
 
 def _parse(context: Mapping[str, str] | None) -> tuple[str, str]:

@@ -173,7 +173,8 @@ class Variables:
         state, command = self._state, Set(name, value, dict(metadata) if metadata else {}, self._writer, _wall_ms())
         if state.machine.variables.get(name) is None:
             await self._catch_up(name, timeout_s)
-        state.check(command)
+        if (refusal := state.machine.variables.check(command)) is not None:
+            raise InvalidInput(refusal.message)
         result = await state.propose(command, timeout_s)
         assert isinstance(result, Written)
         return result.version

@@ -13,7 +13,8 @@ def advance(state: State, index: int) -> bool:
     assert index <= state.log.last_index, "only what is in the log is committed"
     before, state.commit_index = state.commit_index, index
     apply(state)
-    state.out.extend(Configured(*change) for change in state.history.between(before, index))
+    if state.history.index > before:
+        state.out.extend(Configured(*change) for change in state.history.between(before, index))
     return True
 
 

@@ -7,13 +7,29 @@ kept by ranges, for under load the leader settles a hundred thousand entries a s
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
 from consensus.raft.effects import Accepted, Apply
 from consensus.raft.messages import Snapshot
 from meshnode.replication.messages import LOST, UNKNOWN, Outcome
+
+
+class Asker(Protocol):
+    """Who wants to know: a future, or what sends the answer on."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def set_result(self, outcomes: list[Outcome], /) -> None:
+        """These are the outcomes, in the order of the entries."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """None was taken."""
+        ...
 
 
 class Batch:
@@ -21,7 +37,7 @@ class Batch:
 
     __slots__ = ("entries", "first_index", "future", "missing", "next_index", "outcomes", "term")
 
-    def __init__(self, entries: Sequence[bytes], future: asyncio.Future[list[Outcome]] | None) -> None:
+    def __init__(self, entries: Sequence[bytes], future: Asker | None) -> None:
         self.entries = entries
         self.future = future
         self.missing = len(entries)

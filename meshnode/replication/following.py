@@ -7,17 +7,21 @@ follower that loses its source goes on from where it is with another: the index 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import msgspec
 import structlog
 
 from consensus.machines.composite import Change, Machine
 from meshnode.errors import MeshError, Unreachable
 from meshnode.mesh import Mesh
-from meshnode.replication.messages import Follow, Part, Stretch
+from meshnode.replication.messages import Follow, Part, Reached, Stretch
 
 log = structlog.get_logger("meshnode.following")
 
@@ -27,9 +31,24 @@ PART_BYTES = 256 << 10
 SNAPSHOT_PART_BYTES = 64 << 10
 BEAT_S = 1.0
 PAUSE_S = 0.003  # between two parts with commands: while much is written, one carries what several writes brought
+OWN_PAUSE_S = 0.025  # the same for who writes itself, and so has most of it before
+KEPT_OWN = 10_000  # commands of its own that wait for what comes before them
 SILENCE_S = 3.0
 LEADERLESS_S = 2.0  # a source may be cut off from the others; an election is over sooner
 DAY_S = 24 * 3600.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_reached = msgspec.msgpack.Decoder(Reached).decode
+
+
+class _Follower:
+    """How far who follows has come by itself, and when it last said so."""
+
+    __slots__ = ("index", "told_at")
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.told_at = -math.inf
 
 
 class Feed:
@@ -45,6 +64,7 @@ class Feed:
         self.applied_index = machine.index
         self._news: set[asyncio.Event] = set()
         self._pausing: set[asyncio.Event] = set()
+        self._followers: dict[tuple[str, int], _Follower] = {}
 
     def add(self, applied_index: int, stretches: list[Stretch]) -> None:
         """More was applied."""
@@ -87,24 +107,40 @@ class Feed:
             timer.cancel()
             self._pausing.discard(event)
 
-    async def stream(self, index: int) -> AsyncIterator[Part]:
-        """Everything after `index`, as it comes, without end."""
+    def reached(self, peer: str, raw: bytes) -> None:
+        """Who follows says how far it has come by itself."""
+        with contextlib.suppress(msgspec.MsgspecError):
+            message = _decode_reached(raw)
+            follower = self._followers.get((peer, message.number))
+            if follower is not None:
+                follower.index = max(follower.index, message.index)
+                follower.told_at = asyncio.get_running_loop().time()
+
+    async def stream(self, index: int, follower: tuple[str, int] = ("", 0)) -> AsyncIterator[Part]:
+        """Everything after `index`, as it comes, without end, for (node, the number it gave this stream).
+
+        What that one says it has by itself is left out, and as long as it says so, the rest has time.
+        """
         news = asyncio.Event()
         self._news.add(news)
+        itself = self._followers[follower] = _Follower()
         told_leader: str | None = None
         clock, told_at = asyncio.get_running_loop().time, 0.0
         try:
             while True:
                 news.clear()
                 leader = self._leader()
+                index = max(index, min(itself.index, self.applied_index))
                 if index < self._complete_after:
                     index, told_leader = self.applied_index, leader
                     for part in _parts(self._machine.snapshot(), index, leader):
                         yield part
                 elif self.applied_index > index or leader != told_leader:
-                    pause = told_at + PAUSE_S - clock()
+                    is_ahead = clock() - itself.told_at < 2 * OWN_PAUSE_S
+                    pause = told_at + (OWN_PAUSE_S if is_ahead else PAUSE_S) - clock()
                     if pause > 0 and self.applied_index - index < COMMANDS_A_PART:
                         await self._pause(pause)
+                        index = max(index, min(itself.index, self.applied_index))
                     told_at = clock()
                     stretches, end = self._after(index)
                     index, told_leader = end, leader
@@ -117,6 +153,8 @@ class Feed:
                         yield Part(index, leader)
         finally:
             self._news.discard(news)
+            if self._followers.get(follower) is itself:
+                del self._followers[follower]
 
     def _after(self, index: int) -> tuple[list[Stretch], int]:
         """The next commands for one part, and up to where it tells all."""
@@ -158,6 +196,7 @@ class Following:
 
     sources(): nodes to ask, best first. is_needed(): false while this node has it from Raft itself. applied,
     restored: as a replica tells them. heard(leader): whom the source follows. lost(source): it was of no use.
+    tell(source, bytes): a `Reached`.
     """
 
     def __init__(
@@ -171,6 +210,7 @@ class Following:
         restored: Callable[[int], None],
         heard: Callable[[str], None],
         lost: Callable[[str], None],
+        tell: Callable[[str, bytes], object],
     ) -> None:
         self._mesh = mesh
         self._lost = lost
@@ -181,6 +221,45 @@ class Following:
         self._restored = restored
         self._heard = heard
         self._has_heard = False
+        self._tell = tell
+        self._source = ""
+        self._number = 0
+        self._told_at = -math.inf
+        # What this node wrote and knows to stand in the log, by index, behind what it has not got yet.
+        self._own: dict[int, list[bytes]] = {}
+        self._own_kept = 0
+
+    def wrote(self, first_index: int, entries: list[bytes]) -> None:
+        """What this node wrote itself stands here: it need not wait for the stream to bring that."""
+        if first_index > self._machine.index and self._own_kept < KEPT_OWN:
+            self._own[first_index] = entries
+            self._own_kept += len(entries)
+        if self._apply_own() and self._source:
+            now = asyncio.get_running_loop().time()
+            if now >= self._told_at + OWN_PAUSE_S / 2:
+                self._told_at = now
+                self._tell(self._source, _encode(Reached(self._number, self._machine.index)))
+
+    @property
+    def source(self) -> str | None:
+        """Whom it follows and has told lately that it has all by itself: that one gives it the rest at leisure."""
+        is_ahead = asyncio.get_running_loop().time() < self._told_at + 2 * OWN_PAUSE_S
+        return self._source if self._source and is_ahead else None
+
+    def _apply_own(self) -> bool:
+        """Apply what follows on what the machine has; whether there was any."""
+        machine, applied = self._machine, False
+        while self._own:
+            first_index = min(self._own)
+            if first_index > machine.index + 1:
+                break
+            entries = self._own.pop(first_index)
+            self._own_kept -= len(entries)
+            if first_index == machine.index + 1:
+                changes = machine.apply_all(first_index, entries)[1]
+                self._applied(machine.index, [(first_index, entries)], changes)
+                applied = True
+        return applied
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -204,7 +283,9 @@ class Following:
         self._has_heard = False
         # What a replica of this node's own applied counts, too: the machine is one.
         index = self._machine.index
-        parts = self._mesh.stream(source, Follow(index), timeout_s=DAY_S)
+        self._number = random.getrandbits(48)  # not that of a stream of an earlier process
+        parts = self._mesh.stream(source, Follow(index, self._number), timeout_s=DAY_S)
+        self._source = source
         chunks: list[bytes] = []
         clock = asyncio.get_running_loop().time
         led_at = clock()
@@ -229,6 +310,7 @@ class Following:
         except StopAsyncIteration:
             return
         finally:
+            self._source = ""
             close: Any = getattr(parts, "aclose", None)
             if close is not None:
                 await close()
@@ -248,3 +330,4 @@ class Following:
                 fresh.append((first + known, commands[known:]))
                 changes += machine.apply_all(*fresh[-1])[1]
         self._applied(part.applied_index, fresh, changes)
+        self._apply_own()

@@ -1,6 +1,8 @@
 """What nodes say to each other about replicated state, on the coordination channel.
 
-Raft's own messages do not stand here: they travel as the core encodes them, under the command RAFT.
+Raft's own messages do not stand here: they travel as the core encodes them, under the command RAFT. These, and what
+goes under REACHED, SUBMIT and SUBMITTED, are told, not asked: neither kept nor acknowledged, for who needs an answer
+asks again.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
+from channels.errors import Fault
 from channels.transport import ChannelName
 from meshnode.mesh import Request
 
 RAFT = "mesh.raft"
+REACHED = "mesh.replication.reached"
+SUBMIT, SUBMITTED = "mesh.replication.submit", "mesh.replication.submitted"
 
 #: The outcome of one entry: a machine's answer, the number of a new client session, or one of the codes below.
 Outcome: TypeAlias = bytes | int
@@ -40,6 +45,23 @@ class Propose(Request[Proposed], array_like=True, frozen=True):
     reply: ClassVar[Any] = Proposed
 
     entries: list[bytes]
+
+
+class Submit(msgspec.Struct, array_like=True, frozen=True):
+    """As Propose, but answered by a Submitted of the same number, which is the sender's."""
+
+    number: int
+    entries: list[bytes]
+
+
+class Submitted(msgspec.Struct, array_like=True, frozen=True):
+    """As Proposed; `fault`: why none was taken, if not for want of a leader."""
+
+    number: int
+    outcomes: list[Outcome]
+    leader: str | None = None
+    first_index: int = 0
+    fault: Fault | None = None
 
 
 class Located(msgspec.Struct, array_like=True, frozen=True):
@@ -87,12 +109,20 @@ class Part(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Follow(Request[Part], array_like=True, frozen=True):
-    """Stream what is committed after `index`."""
+    """Stream what is committed after `index`. `number` is the sender's, for its `Reached`."""
 
     command: ClassVar[str] = "mesh.replication.follow"
     channel: ClassVar[ChannelName] = "inference"
     reply: ClassVar[Any] = Part
 
+    index: int
+    number: int = 0
+
+
+class Reached(msgspec.Struct, array_like=True, frozen=True):
+    """Under REACHED: who follows has all up to `index`, the last of it by itself; the stream `number` may skip it."""
+
+    number: int
     index: int
 
 

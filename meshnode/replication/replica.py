@@ -39,7 +39,7 @@ from consensus.raft.effects import (
 from consensus.raft.messages import COMMAND, Entry, Message, decode, encode
 from consensus.raft.node import Raft
 from consensus.raft.settings import Settings
-from meshnode.replication.batches import Batch, Batches
+from meshnode.replication.batches import Asker, Batch, Batches
 from meshnode.replication.messages import (
     DONE,
     EXPIRED,
@@ -59,7 +59,7 @@ log = structlog.get_logger("meshnode.raft")
 TICK_S = 0.02
 SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
-APPLY_S = 0.001  # how long a follower leaves what is committed, so that the disk, and its answer, come first
+APPLY_S = 0.004  # how long a follower leaves what is committed, so that the disk, and its answer, come first
 ANNOUNCE_S = 0.002  # how long the news of a commit may wait for entries to travel with, while much is written
 
 _kind, _data = attrgetter("kind"), attrgetter("data")  # COMMAND is 0
@@ -73,12 +73,19 @@ _CODES: dict[type, int] = {
 }
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """An effect of ours among the core's: performed in its turn."""
+
+    to: str
+    raw: bytes
+
+
 class Replica:
     """One node's core, machine and disk.
 
-    send(to, bytes): hand a message to the coordination channel. applied(index, stretches, changes): entries were
-    applied, for those who follow. changed(): role, term, leader or configuration changed. failed(error): the disk or
-    the core can't go on.
+    send(to, bytes): hand a message to the coordination channel. reply(to, bytes): an answer, that of `answer`.
+    applied(index, stretches, changes): entries were applied, for those who follow. changed(): role, term, leader or
+    configuration changed. failed(error): the disk or the core can't go on.
     """
 
     def __init__(
@@ -88,7 +95,8 @@ class Replica:
         store: Store,
         rng: Any,
         *,
-        send: Callable[[str, bytes], None],
+        send: Callable[[str, bytes], object],
+        reply: Callable[[str, bytes], object],
         applied: Callable[[int, list[Stretch], list[Change]], None],
         restored: Callable[[], None],
         changed: Callable[[], None],
@@ -100,13 +108,16 @@ class Replica:
         self._led_by: str | None = None
         self._store = store
         self._send = send
+        self._reply = reply
         self._applied = applied
         self._restored = restored
         self._changed = changed
         self._failed = failed
         self._settings = settings or Settings()
         self._core = Raft(node_id, self._settings, rng, store.stored)
-        self._driver: Driver[Effect] = Driver(self, self._perform, tick_s=TICK_S, failed=failed, rest=self._core.rest)
+        self._driver: Driver[Effect | Answer] = Driver(
+            self, self._perform, tick_s=TICK_S, failed=failed, rest=self._core.rest
+        )
         self._batches = Batches()
         self._accepting: deque[Sequence[Batch]] = deque()  # handed to the core, `Accepted` not performed yet
         self._waiting: list[Batch] = []
@@ -185,10 +196,15 @@ class Replica:
     async def propose(self, entries: list[bytes]) -> tuple[list[Outcome], int]:
         """Append entries; their outcomes, and where the first stands. Raises the Refused that says none was taken."""
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        batch = Batch(entries, future)
+        batch = self.submit(entries, future)
+        return await future, batch.first_index
+
+    def submit(self, entries: list[bytes], asker: Asker) -> Batch:
+        """Append entries; the asker hears what became of them. Raises EntryTooLarge."""
         largest = max(map(len, entries))
         if largest > self._settings.max_entry_bytes:  # before it is mixed with others, who are not to blame
             raise EntryTooLarge(largest, self._settings.max_entry_bytes)
+        batch = Batch(entries, asker)
         self._waiting.append(batch)
         if not self._flushing:
             self._flushing = True
@@ -197,7 +213,11 @@ class Replica:
             else:  # it would wait for company that mostly doesn't come; if it does, that goes on its own
                 asyncio.get_running_loop().call_soon(self._unflush)
                 self._propose_waiting()
-        return await future, batch.first_index
+        return batch
+
+    def answer(self, peer: str, raw: bytes) -> None:
+        """Send what was asked, after the news of its commit: what a follower wrote, it shall be able to read."""
+        self._run((*self._core.announce(self._core.commit_index, peer), Answer(peer, raw)))
 
     def tell_commit(self, peer: str) -> None:
         """Let a follower know what is committed before it hears an answer: what it wrote, it shall be able to read."""
@@ -229,6 +249,8 @@ class Replica:
             self._run(self._core.step(source, decode(raw)))
         except (ProtocolViolation, msgspec.MsgspecError) as error:
             log.warning("message refused", source=source, error=str(error))
+        if not self.leads:  # a leader's own disk comes after what it has to send
+            self._store.hurry()
 
     def change(self, configuration: Configuration) -> None:
         """Begin to make these the voters and learners; refused while another change is under way."""
@@ -259,7 +281,7 @@ class Replica:
 
     # Effects.
 
-    def _run(self, effects: Iterable[Effect]) -> None:
+    def _run(self, effects: Iterable[Effect | Answer]) -> None:
         self._driver.run(effects)
 
     def _ask(self, act: Callable[[], Iterable[Effect]]) -> None:
@@ -303,7 +325,7 @@ class Replica:
         base_ms, began = self._term_began
         return encode_advance(base_ms + int((self._advanced_at - began) * 1000))
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: Effect | Answer) -> None:
         match effect:
             case Persist():
                 self._store.write(effect, lambda: self._run(self._core.persisted(effect.number)))
@@ -317,6 +339,8 @@ class Replica:
                     self._unapplied.append(effect)
                     if self._applying is None:
                         self._applying = asyncio.get_running_loop().call_later(APPLY_S, self.catch_up)
+            case Answer():
+                self._reply(effect.to, effect.raw)
             case Accepted():
                 self._batches.accepted(effect, self._accepting.popleft())
             case ReadReady():

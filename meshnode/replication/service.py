@@ -13,35 +13,51 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
+import structlog
+
 from consensus.errors import Backlogged, ConsensusError, EntryTooLarge, Refused
 from consensus.machines.composite import Change, Command, Machine, Result, decode_result, encode_command
 from consensus.machines.values import Refusal, RefusedByRule
 from consensus.machines.variables import Compared, Written
 from consensus.raft.configuration import Configuration
 from consensus.raft.state import Stored, founding
-from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLarge, Unreachable
+from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLarge, Unreachable, to_fault
 from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
+from meshnode.replication.batches import Batch
 from meshnode.replication.following import Feed, Following
 from meshnode.replication.messages import (
+    RAFT,
+    REACHED,
+    SUBMIT,
+    SUBMITTED,
     Barrier,
     Follow,
     Locate,
     Located,
+    Outcome,
     Part,
     Propose,
     Proposed,
     Retire,
     Steer,
     Stretch,
+    Submit,
+    Submitted,
 )
 from meshnode.replication.placing import PLACE_EVERY_S, Placing
 from meshnode.replication.reading import Barriers
 from meshnode.replication.replica import Replica
 from meshnode.replication.storage import MemoryStore, Store, open_disk_store
-from meshnode.replication.submission import Ask, Submission
+from meshnode.replication.submission import Submission
 from meshnode.runtime.supervision import Supervisor
-from meshnode.spans import Spans, spanned
+from meshnode.spans import Spans, await_within
+
+log = structlog.get_logger("meshnode.replication")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_submit = msgspec.msgpack.Decoder(Submit).decode
 
 Listener: TypeAlias = Callable[[list[Change]], None]
 
@@ -50,20 +66,58 @@ READ_TRY_S = 2.0
 AVOID_S = 10.0
 
 
+class _Asker:
+    """Gets what became of writes that a peer told us, and tells it."""
+
+    __slots__ = ("_number", "_peer", "_replica", "batch")
+
+    def __init__(self, replica: Replica, peer: str, number: int) -> None:
+        self._replica = replica
+        self._peer = peer
+        self._number = number
+        self.batch: Batch | None = None  # None: it was refused at once
+
+    def done(self) -> bool:
+        """It does not know."""
+        return False
+
+    def set_result(self, outcomes: list[Outcome]) -> None:
+        """The outcomes, in the order of the entries."""
+        first_index = 0 if self.batch is None else self.batch.first_index
+        self._answer(Submitted(self._number, outcomes, self._replica.core.leader, first_index))
+
+    def set_exception(self, error: Exception) -> None:
+        """None was taken."""
+        refused = _refused(error)
+        fault = None if refused is None else to_fault(refused)
+        self._answer(Submitted(self._number, [], self._replica.core.leader, fault=fault))
+
+    def _answer(self, answer: Submitted) -> None:
+        self._replica.answer(self._peer, _encode(answer))
+
+
+def _refused(error: Exception) -> MeshError | None:
+    """What a caller is told when the core takes nothing; None: that this node leads no more, or hands over."""
+    if isinstance(error, EntryTooLarge):
+        return TooLarge(str(error))
+    if isinstance(error, Backlogged):
+        return Overloaded(str(error), retry_after_s=0.2)
+    return None
+
+
 class Replication:
     """The replicated state as this node has it.
 
-    machine: read it at any time; it changes only between two events of the loop. send(to, bytes): a message of Raft
-    to the coordination channel. ask: that channel's request (see Submission). fail(error): the disk or the core can't
-    go on. data_dir: None keeps all in memory.
+    machine: read it at any time; it changes only between two events of the loop. send(to, command, bytes): a message
+    of Raft, or a write or its answer, to the coordination channel; whether it left. fail(error): the disk or the core
+    can't go on. data_dir: None keeps all in memory.
     """
 
     def __init__(
         self,
         mesh: Mesh,
         *,
-        send: Callable[[str, bytes], None],
-        ask: Ask,
+        send: Callable[[str, str, bytes], bool],
         fail: Callable[[Exception], None],
         data_dir: Path | None,
         voters: int,
@@ -89,9 +143,10 @@ class Replication:
             look=self._locate,
             heard=self._on_heard,
             propose=self._propose_here,
-            ask=ask,
+            tell=lambda peer, raw: send(peer, SUBMIT, raw),
             applied=self._on_own_applied,
             settle=self._settle,
+            read=self._read_written,
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
@@ -123,7 +178,8 @@ class Replication:
             self.machine,
             store,
             random.Random(),
-            send=self._send,
+            send=lambda peer, raw: self._send(peer, RAFT, raw),
+            reply=lambda peer, raw: self._send(peer, SUBMITTED, raw),
             applied=self._on_applied,
             restored=self._on_restored,
             changed=self._on_changed,
@@ -147,6 +203,7 @@ class Replication:
                 restored=self._on_stream_restored,
                 heard=self._on_heard,
                 lost=self._avoid,
+                tell=lambda source, raw: self._send(source, REACHED, raw),
             )
             self._supervisor.start("following", self._following.run)
 
@@ -236,13 +293,23 @@ class Replication:
 
     # Writing.
 
-    @spanned("propose")
     def propose(self, command: Command, timeout_s: float = 10.0) -> Awaitable[Result]:
         """Apply a command once, whatever happens on the way; the machine's answer.
 
         Raises InvalidInput (a rule refused it), NoLeader (not applied), OutcomeUnknown.
         """
-        return self._submission.submit(encode_command(command), timeout_s)
+        span = None if self.spans is None else self.spans.begin("propose")
+        work = self._submission.submit(encode_command(command), timeout_s)
+        return work if span is None else await_within(span, work)
+
+    def _read_written(self, first_index: int, answers: list[bytes]) -> list[Result] | None:
+        """What plain writes are answered, each by its place in the log: nothing is decoded that can be foretold."""
+        expected: list[Result] = list(map(Written, range(first_index, first_index + len(answers))))
+        if list(map(_encode, expected)) != answers:
+            return None
+        self.proposals_committed += len(answers)
+        self.written_index = max(self.written_index, first_index + len(answers) - 1)
+        return expected
 
     def _settle(self, future: asyncio.Future[Result], answer: bytes) -> None:
         result = decode_result(answer)
@@ -268,6 +335,35 @@ class Replication:
         if self._replica is not None:
             self._replica.receive(source, raw)
 
+    def receive_submit(self, source: str, raw: bytes) -> None:
+        """Somebody's writes, as told by `messages.Submit`."""
+        replica = self._replica
+        try:
+            message = _decode_submit(raw)
+        except msgspec.MsgspecError as error:
+            log.warning("writes refused", source=source, error=str(error))
+            return
+        if replica is None or not replica.leads or not message.entries:
+            self._send(source, SUBMITTED, _encode(Submitted(message.number, [], self.leader)))
+            return
+        asker = _Asker(replica, source, message.number)
+        try:
+            asker.batch = replica.submit(message.entries, asker)
+        except EntryTooLarge as error:
+            asker.set_exception(error)
+
+    def receive_answer(self, source: str, raw: bytes) -> None:
+        """What became of writes of this node."""
+        self._submission.answered(source, raw)
+
+    def receive_reached(self, source: str, raw: bytes) -> None:
+        """How far one has come by itself who follows this node."""
+        self._feed.reached(source, raw)
+
+    def lost(self, peer: str) -> None:
+        """A link to a peer is gone."""
+        self._submission.lost(peer)
+
     def serve(self) -> None:
         """Answer the others from now on."""
         self._mesh.serve(Propose, self._answer_propose)
@@ -290,10 +386,10 @@ class Replication:
         self._feed.hurry()  # the caller waits for the stream to bring it
         return index
 
-    def _answer_follow(self, message: Follow, _caller: Caller) -> AsyncIterator[Part]:
+    def _answer_follow(self, message: Follow, caller: Caller) -> AsyncIterator[Part]:
         if not self._is_member:
             raise Unreachable("this node follows others itself; ask another")
-        return self._feed.stream(message.index)
+        return self._feed.stream(message.index, (caller.peer, message.number))
 
     async def _answer_retire(self, _message: Retire, caller: Caller) -> bool:
         if self._replica is None or self._placing is None or not self._replica.leads:
@@ -318,11 +414,9 @@ class Replication:
         try:
             outcomes, first_index = await self._replica.propose(entries)
             return Proposed(outcomes, self.leader, first_index)
-        except EntryTooLarge as error:
-            raise TooLarge(str(error)) from None
-        except Backlogged as error:
-            raise Overloaded(str(error), retry_after_s=0.2) from None
-        except Refused:  # not the leader any more, or handing over
+        except Refused as error:
+            if (refused := _refused(error)) is not None:
+                raise refused from None
             return Proposed([], self.leader)
 
     async def _read_index(self) -> int | None:
@@ -330,7 +424,10 @@ class Replication:
             return await self._own_read_index(READ_TRY_S)
         if not self._members_hint:
             await self._locate()
-        for source in self._sources()[:3]:
+        sources = self._sources()[:3]
+        if self._following is not None and (source := self._following.source) is not None:
+            sources.insert(0, source)  # it hurries, for the stream is to bring what the read must see
+        for source in sources:
             try:
                 return await self._mesh.request(source, Barrier(), timeout_s=READ_TRY_S)
             except MeshError:
@@ -388,10 +485,8 @@ class Replication:
                 listener(changes)
 
     def _on_own_applied(self, first_index: int, entries: list[bytes]) -> None:
-        # Who follows the stream need not wait for it to bring what he wrote himself, if he has all before.
-        if first_index == self.machine.index + 1 and self._following is not None and not self._is_member:
-            changes = self.machine.apply_all(first_index, entries)[1]
-            self._on_applied(first_index + len(entries) - 1, [(first_index, entries)], changes)
+        if self._following is not None and not self._is_member:
+            self._following.wrote(first_index, entries)
 
     def _on_restored(self) -> None:
         self._on_stream_restored(self.machine.index)

@@ -26,6 +26,10 @@ class Store(Protocol):
         """Make it durable, in order, then call `done`."""
         ...
 
+    def hurry(self) -> None:
+        """Nothing more comes in this step: write, if that waits only for company."""
+        ...
+
     def store_chunk(self, chunk: StoreChunk) -> None:
         """Keep a piece of a coming snapshot aside."""
         ...
@@ -66,6 +70,9 @@ class MemoryStore:
             assert self._incoming[0] == persist.snapshot
             self._snapshot, self._incoming = (persist.snapshot, bytes(self._incoming[1])), None
         asyncio.get_running_loop().call_soon(done)
+
+    def hurry(self) -> None:
+        """There is nothing to write to."""
 
     def store_chunk(self, chunk: StoreChunk) -> None:
         """Keep a piece of a coming snapshot aside."""
@@ -111,6 +118,10 @@ class DiskStore:
     def write(self, persist: Persist, done: Callable[[], None]) -> None:
         """Make it durable, in order, then call `done`."""
         self._storage.persist_and_tell(persist, lambda error: done() if error is None else self._failed(error))
+
+    def hurry(self) -> None:
+        """Begin the write, if that waits only for company."""
+        self._storage.log.hurry()
 
     def store_chunk(self, chunk: StoreChunk) -> None:
         """Write a piece of a coming snapshot aside, in a thread."""

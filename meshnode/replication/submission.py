@@ -21,7 +21,18 @@ import msgspec
 import structlog
 
 from consensus.raft import sessions as clients
-from meshnode.errors import Closed, InvalidInput, MeshError, NoLeader, OutcomeUnknown, Overloaded, TooLarge
+from meshnode.errors import (
+    Closed,
+    InvalidInput,
+    MeshError,
+    MeshTimeout,
+    NoLeader,
+    OutcomeUnknown,
+    Overloaded,
+    TooLarge,
+    Unreachable,
+    from_fault,
+)
 from meshnode.mesh import Mesh
 from meshnode.replication.deadlines import Deadlines
 from meshnode.replication.messages import (
@@ -32,6 +43,8 @@ from meshnode.replication.messages import (
     Outcome,
     Propose,
     Proposed,
+    Submit,
+    Submitted,
 )
 from meshnode.spans import current
 
@@ -48,15 +61,20 @@ BATCH = 192
 BATCH_BYTES = 1 << 20
 COMMAND_BYTES = 512 << 10
 FLIGHTS = 8  # requests on their way at once; what comes meanwhile goes in the next, larger one
+# Few in flight go together, for a message costs more than sixteen commands in it; many in so many parts, so that every
+# stage has one to work on.
+FEW = 16
+PARTS = 6
+COMPANY = 4  # what waits beside others goes once it is such a part of that
 WINDOW = 4000  # commands of one session without an answer; its table remembers 4096
 WAITING = 100_000
 
 _ANSWERS = {bytes}
 
-#: (peer, command, body, timeout_s) -> the reply's body.
-Ask: TypeAlias = Callable[[str, str, bytes, float], Awaitable[bytes]]
+#: (peer, body) -> whether it left.
+Tell: TypeAlias = Callable[[str, bytes], bool]
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Proposed).decode
+_decode = msgspec.msgpack.Decoder(Submitted).decode
 
 
 class Write:
@@ -90,21 +108,24 @@ class Client:
 
 
 class Flight:
-    """Entries sent to one leader."""
+    """Entries sent to one leader; it has until `deadline` to answer. `task`: what waits for that, if anything must."""
 
-    __slots__ = ("leader", "writes")
+    __slots__ = ("deadline", "leader", "task", "writes")
 
-    def __init__(self, leader: str, writes: Sequence[Write]) -> None:
+    def __init__(self, leader: str, writes: Sequence[Write], deadline: float) -> None:
         self.leader = leader
         self.writes = writes
+        self.deadline = deadline
+        self.task: asyncio.Future[Proposed] | None = None
 
 
 class Submission(Generic[T]):
     """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
 
-    propose(entries): this node's own core, if it leads. ask: the coordination channel's own request, for a Propose
-    that belongs to no trace: the way through the facade costs a task. applied(first_index, entries): these were
-    applied, wherever a machine is. settle(future, answer): give a write the machine's answer.
+    propose(entries): this node's own core, if it leads. tell: a Submit on its way, which the leader answers by
+    `answered`; a Propose, where that can't be or the write belongs to a trace, costs both sides a task.
+    applied(first_index, entries): these were applied, wherever a machine is. settle(future, answer): give a write the
+    machine's answer. read(first_index, answers): the results they stand for, if all are plain.
     """
 
     def __init__(
@@ -115,14 +136,16 @@ class Submission(Generic[T]):
         look: Callable[[], Awaitable[None]],
         heard: Callable[[str | None], None],
         propose: Callable[[list[bytes]], Awaitable[Proposed]],
-        ask: Ask,
+        tell: Tell,
         applied: Callable[[int, list[bytes]], None],
         settle: Callable[[asyncio.Future[T], bytes], None],
+        read: Callable[[int, list[bytes]], list[T] | None],
     ) -> None:
         self._mesh = mesh
-        self._ask_raw = ask
+        self._tell = tell
         self._applied = applied
         self._settle = settle
+        self._read = read
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = 0  # writes that got no answer of the machine
         self._leader = leader
@@ -132,9 +155,12 @@ class Submission(Generic[T]):
         self._client: Client | None = None
         self._queue: deque[Write] = deque()
         self._open: Deadlines[Write] = Deadlines(self._expire)
-        self._flights: dict[asyncio.Future[Proposed | bytes], Flight] = {}
+        self._number = 0
+        self._flights: dict[int, Flight] = {}
+        self._told: Deadlines[Flight] = Deadlines(self._unanswered)  # those of them that nothing else watches
         self._finding: asyncio.Task[None] | None = None
         self._is_due = False
+        self._is_crowded = False  # the last flight was not of one write alone
         self._pause_s = 0.0
         self._retry: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -159,8 +185,11 @@ class Submission(Generic[T]):
             self._open.add(write)
             self._queue.append(write)
             if not self._is_due and self._retry is None:
-                self._is_due = True
-                loop.call_soon(self._flush)
+                if self._flights or self._is_crowded:
+                    self._is_due = True
+                    loop.call_soon(self._flush)
+                else:  # it would wait for company that mostly doesn't come; if it does, that goes on its own
+                    self._flush()
         return future
 
     def leader_changed(self) -> None:
@@ -168,14 +197,36 @@ class Submission(Generic[T]):
         leader = self._leader()
         if leader is None:
             return
-        for task, flight in list(self._flights.items()):
-            if flight.leader != leader:
-                task.cancel()
+        for number, flight in list(self._flights.items()):
+            if flight.leader == leader:
+                continue
+            if flight.task is not None:
+                flight.task.cancel()
+            else:
+                self._land(number, None, None)
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         if self._queue:
             self._soon()
+
+    def lost(self, peer: str) -> None:
+        """A link to a peer is gone, and perhaps what was sent to it or what it answered."""
+        for number, flight in list(self._flights.items()):
+            if flight.leader == peer and flight.task is None:
+                self._land(number, None, Unreachable(f"the link to {peer} was lost"))
+
+    def answered(self, source: str, raw: bytes) -> None:
+        """The answer to a Submit came."""
+        try:
+            answer = _decode(raw)
+        except msgspec.MsgspecError as malformed:
+            log.warning("answer refused", source=source, error=str(malformed))
+            return
+        flight = self._flights.get(answer.number)
+        if flight is not None and flight.leader == source and flight.task is None:
+            error = None if answer.fault is None else from_fault(answer.fault)
+            self._land(answer.number, answer if error is None else None, error)
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -185,7 +236,8 @@ class Submission(Generic[T]):
         self._queue.clear()
         if self._retry is not None:
             self._retry.cancel()
-        tasks: list[asyncio.Future[Any]] = list(self._flights)
+        self._told.close()
+        tasks: list[asyncio.Future[Any]] = [each.task for each in self._flights.values() if each.task is not None]
         if self._finding is not None:
             tasks.append(self._finding)
         for task in tasks:
@@ -202,7 +254,8 @@ class Submission(Generic[T]):
 
     def _flush(self) -> None:
         self._is_due = False
-        while self._queue and not self._is_closed and len(self._flights) < FLIGHTS:
+        self._is_crowded = len(self._queue) > 1
+        while self._queue and not self._is_closed and self._has_company():
             leader = self._leader()
             if leader is None or self._client is None:
                 self._find()
@@ -210,14 +263,25 @@ class Submission(Generic[T]):
             writes = self._take(self._client)
             if not writes:
                 return
-            self._launch(Flight(leader, writes))
+            self._launch(leader, writes)
+
+    def _has_company(self) -> bool:
+        """Whether what waits may go: alone at once, beside others only together."""
+        flights = len(self._flights)
+        return not flights or (flights < FLIGHTS and len(self._queue) * COMPANY >= self._most)
+
+    @property
+    def _most(self) -> int:
+        """How many writes one request takes."""
+        return min(BATCH, max(FEW, -(-len(self._open) // PARTS)))
 
     def _take(self, client: Client) -> list[Write]:
         """The next batch, each write with its place in the client session."""
         queue, size = self._queue, 0
         taken: list[Write] = []
         acknowledged, outstanding = client.acknowledged, client.outstanding
-        while queue and len(taken) < BATCH and size < BATCH_BYTES:
+        most = self._most
+        while queue and len(taken) < most and size < BATCH_BYTES:
             write = queue[0]
             if write.future.done():  # expired, or its caller went away
                 queue.popleft()
@@ -241,17 +305,21 @@ class Submission(Generic[T]):
             size += len(write.entry)
         return taken
 
-    def _launch(self, flight: Flight) -> None:
-        for write in flight.writes:
+    def _launch(self, leader: str, writes: Sequence[Write]) -> None:
+        for write in writes:
             write.is_flying = True
-        leader, entries = flight.leader, [each.entry for each in flight.writes]
-        answer: asyncio.Future[Proposed | bytes]
-        if leader != self._mesh.me.node_id and current() is None:
-            answer = asyncio.ensure_future(self._ask_raw(leader, Propose.command, _encode(Propose(entries)), TRY_S))
-        else:
-            answer = asyncio.ensure_future(self._ask(leader, entries))
-        self._flights[answer] = flight
-        answer.add_done_callback(self._landed)
+        self._number = number = self._number + 1
+        flight = self._flights[number] = Flight(leader, writes, asyncio.get_running_loop().time() + TRY_S)
+        entries = [write.entry for write in writes]
+        if (
+            leader != self._mesh.me.node_id
+            and current() is None
+            and self._tell(leader, _encode(Submit(number, entries)))
+        ):
+            self._told.add(flight)
+            return
+        flight.task = asyncio.ensure_future(self._ask(leader, entries))
+        flight.task.add_done_callback(lambda task: self._asked(number, task))
 
     async def _ask(self, leader: str, entries: list[bytes]) -> Proposed:
         if leader == self._mesh.me.node_id:
@@ -260,9 +328,23 @@ class Submission(Generic[T]):
 
     # Coming back.
 
-    def _landed(self, landed: asyncio.Future[Proposed | bytes]) -> None:
-        flight = self._flights.pop(landed)
-        answer, error = _read(landed)
+    def _asked(self, number: int, task: asyncio.Future[Proposed]) -> None:
+        if task.cancelled():
+            self._land(number, None, None)
+        elif (error := task.exception()) is not None:
+            self._land(number, None, error)
+        else:
+            self._land(number, task.result(), None)
+
+    def _unanswered(self, flight: Flight) -> None:
+        for number, each in list(self._flights.items()):
+            if each is flight:
+                self._land(number, None, MeshTimeout(f"no answer from {flight.leader}"))
+
+    def _land(self, number: int, answer: Proposed | Submitted | None, error: BaseException | None) -> None:
+        """A flight came to an answer, an error, or neither if it was cancelled."""
+        flight = self._flights.pop(number)
+        self._told.drop(flight)
         if answer is not None and self._all_answered(flight.writes, answer):
             self._pause_s = 0.0
             if self._queue:
@@ -292,21 +374,24 @@ class Submission(Generic[T]):
         self._queue.extendleft(reversed(again))
         self._later()
 
-    def _all_answered(self, writes: Sequence[Write], answer: Proposed) -> bool:
+    def _all_answered(self, writes: Sequence[Write], answer: Proposed | Submitted) -> bool:
         """Settle the writes if each has its answer, as nearly always; else do nothing."""
         outcomes = answer.outcomes
         if len(outcomes) != len(writes) or set(map(type, outcomes)) != _ANSWERS:
             return False
         self._applied(answer.first_index, [write.entry for write in writes])
+        results = self._read(answer.first_index, outcomes)  # type: ignore[arg-type]  # bytes, as just asked
         settle, drop = self._settle, self._open.drop
-        for write, outcome in zip(writes, outcomes, strict=True):
+        for number, write in enumerate(writes):
             drop(write)
             if write.client is not None:
                 write.client.outstanding.pop(write.sequence, None)
             if write.future.done():  # its caller went away, or its time was up
                 self.failed += write.future.cancelled()
+            elif results is not None:
+                write.future.set_result(results[number])
             else:
-                settle(write.future, outcome)  # type: ignore[arg-type]  # bytes, as just asked
+                settle(write.future, outcomes[number])  # type: ignore[arg-type]
         return True
 
     def _is_open_after(self, write: Write, outcome: Outcome) -> bool:
@@ -423,19 +508,3 @@ class Submission(Generic[T]):
             return False
         self._client = Client(session)
         return True
-
-
-def _read(landed: asyncio.Future[Proposed | bytes]) -> tuple[Proposed | None, BaseException | None]:
-    """What a flight came to: an answer, an error, or neither if it was cancelled."""
-    if landed.cancelled():
-        return None, None
-    error = landed.exception()
-    if error is not None:
-        return None, error
-    result = landed.result()
-    if isinstance(result, Proposed):
-        return result, None
-    try:
-        return _decode(result), None
-    except msgspec.MsgspecError as malformed:
-        return None, malformed

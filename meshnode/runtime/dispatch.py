@@ -7,7 +7,6 @@ that `meshnode.values` can pack. A responder that returns at once is answered at
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import CoroutineType
@@ -82,11 +81,6 @@ class Dispatch:
             return b""
 
         self._responders[command] = answer
-
-    def cast_raw(self, channel: ChannelName, peer: str, command: str, body: bytes) -> None:
-        """Send without waiting and without caring: who uses it sends again what matters."""
-        with contextlib.suppress(MeshError):
-            self._channel(channel).tell(peer, command, body)
 
     def serve_user(self, name: str, handler: UserHandler) -> None:
         """Answer `call`s of a user's method with `handler(args, context)`."""

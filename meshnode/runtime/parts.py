@@ -28,7 +28,7 @@ from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
 from meshnode.observe.health import model_health
-from meshnode.replication.messages import RAFT
+from meshnode.replication.messages import RAFT, REACHED, SUBMIT, SUBMITTED
 from meshnode.replication.service import Replication
 from meshnode.runtime.addresses import GOSSIP, HTTP, advertised_port, host_of, http_address, may_move, new_host_of
 from meshnode.runtime.events import NodeEvents
@@ -140,8 +140,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
             base_port=base,
             handler=node.dispatch.handle,
             make_error=from_fault,
-            # A broken link is the first sign of a death: the probe that tells comes at once, not in its turn.
-            left=lambda peer: membership.doubt(peer),
+            left=lambda peer: _on_left(peer, membership, replication),
             security=secured.doors.security if secured else None,
         )
         stack.push_async_callback(channels.close)
@@ -200,10 +199,7 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
 
     replication = Replication(
         node.mesh,
-        send=lambda peer, raw: node.dispatch.cast_raw("coordination", peer, RAFT, raw),
-        ask=lambda peer, command, body, timeout_s: channels["coordination"].request(
-            peer, command, body, timeout_s=timeout_s
-        ),
+        send=channels["coordination"].tell,
         fail=node.fail,
         data_dir=config.data_dir,
         voters=config.voters,
@@ -211,6 +207,9 @@ async def start_parts(node: Node, stack: AsyncExitStack) -> Parts:
     node.mesh.attach(replication)
     node.dispatch.spans = replication.spans = work.spans = node.spans
     node.dispatch.serve_raw(RAFT, replication.receive)
+    node.dispatch.serve_raw(REACHED, replication.receive_reached)
+    node.dispatch.serve_raw(SUBMIT, replication.receive_submit)
+    node.dispatch.serve_raw(SUBMITTED, replication.receive_answer)
     replication.serve()
     declared = app.variables if app is not None else {}
     variables = Variables(replication, declared, node.name)
@@ -261,6 +260,12 @@ async def start_http(node: Node, listener: socket.socket, stack: AsyncExitStack)
     server = HttpServer(build(node, token=node.token, hosts=[host_of(node.config)]), listener)
     stack.push_async_callback(server.close)
     await server.start()
+
+
+def _on_left(peer: str, membership: Membership, replication: Replication) -> None:
+    # A broken link is the first sign of a death: the probe that tells comes at once, not in its turn.
+    membership.doubt(peer)
+    replication.lost(peer)
 
 
 def _tags_of(config: Config) -> dict[str, str]:

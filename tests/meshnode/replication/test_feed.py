@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from consensus.machines.composite import Machine
 from meshnode.replication import following
 from meshnode.replication.following import Feed
-from meshnode.replication.messages import Part
+from meshnode.replication.messages import Part, Reached
 
 
 def indexes(parts: list[Part]) -> list[int]:
@@ -55,4 +56,46 @@ async def test_a_pause_ends_when_somebody_waits(monkeypatch: pytest.MonkeyPatch)
         feed.hurry()
         await asyncio.sleep(0)
     assert indexes([coming.result()]) == [2]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+def reached(feed: Feed, index: int, number: int = 3) -> None:
+    feed.reached("me", msgspec.msgpack.encode(Reached(number, index)))
+
+
+async def test_what_a_follower_has_by_itself_is_left_out() -> None:
+    feed = Feed(Machine(), lambda: "leader")
+    stream = feed.stream(0, ("me", 3))
+    feed.add(2, [(1, [b"x", b"y"])])
+    assert indexes([await anext(stream)]) == [1, 2]
+    feed.add(6, [(3, [b"z"] * 4)])
+    reached(feed, 5)
+    assert indexes([await anext(stream)]) == [6]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+async def test_what_another_stream_reached_or_nobody_understands_counts_for_nothing() -> None:
+    feed = Feed(Machine(), lambda: "leader")
+    stream = feed.stream(0, ("me", 3))
+    feed.add(1, [(1, [b"x"])])
+    assert indexes([await anext(stream)]) == [1]
+    feed.add(3, [(2, [b"y"] * 2)])
+    reached(feed, 3, number=2)
+    feed.reached("me", b"garbage")
+    assert indexes([await anext(stream)]) == [2, 3]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+async def test_who_is_ahead_of_the_source_gets_the_rest_once_that_has_it() -> None:
+    feed = Feed(Machine(), lambda: "leader")
+    stream = feed.stream(0, ("me", 3))
+    feed.add(1, [(1, [b"x"])])
+    assert indexes([await anext(stream)]) == [1]
+    reached(feed, 4)
+    feed.add(3, [(2, [b"y"] * 2)])
+    feed.add(5, [(4, [b"z"] * 2)])
+    parts = [await anext(stream)]
+    while parts[-1].applied_index < 5:
+        parts.append(await anext(stream))
+    assert indexes(parts) == [5]
     await stream.aclose()  # type: ignore[attr-defined]  # a generator
