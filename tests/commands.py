@@ -56,10 +56,10 @@ class Process(Protocol):
 class Command:
     """A command at work, or ended. As of `subprocess.Popen`; a signal to one that has ended is nothing."""
 
-    def __init__(self, arguments: tuple[str, ...], pid: int) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._arguments = arguments
+        self.arguments: tuple[str, ...] = ()
         self._ended = threading.Event()
 
     def poll(self) -> int | None:
@@ -67,7 +67,7 @@ class Command:
 
     def wait(self, timeout: float | None = None) -> int:
         if not self._ended.wait(timeout):
-            raise subprocess.TimeoutExpired(["meshnode", *self._arguments], timeout or 0)
+            raise subprocess.TimeoutExpired(["meshnode", *self.arguments], timeout or 0)
         assert self.returncode is not None
         return self.returncode
 
@@ -94,7 +94,7 @@ class Commands:
         self._starting = threading.Lock()
         self._ours: socket.socket | None = None
         self._running: dict[int, Command] = {}
-        self._begun: list[int] = []
+        self._begun: list[Command] = []
         self._told = threading.Condition()
         self._is_over = False
 
@@ -115,11 +115,10 @@ class Commands:
             sent = socket.send_fds(server, [line], [out.fileno(), err.fileno()])
             server.sendall(line[sent:])
             with self._told:
-                # The reader enters the pid before the end of that process can be told.
                 self._told.wait_for(lambda: self._begun or self._is_over)
                 assert not self._is_over, "the server of commands ended; what it said is above"
-                command = self._running[self._begun.pop()]
-            command._arguments = arguments
+                command = self._begun.pop()  # it may have ended already
+            command.arguments = arguments
             return command
 
     def run(
@@ -155,8 +154,8 @@ class Commands:
                 what, pid, *code = line.split()
                 if what == "+":
                     with self._told:
-                        self._running[int(pid)] = Command((), int(pid))
-                        self._begun.append(int(pid))
+                        command = self._running[int(pid)] = Command(int(pid))
+                        self._begun.append(command)
                         self._told.notify_all()
                 else:
                     self._running.pop(int(pid)).has_ended(int(code[0]))
