@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,14 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"
 import dspy
 
 import meshnode
+from meshnode.integrations.dspy.forwards import LIMITS, Forwards
 from tests.e2e.conftest import ROOT, Cluster, RunningNode, wait_until
 from tests.meshnode.integrations.dspy.model import Model
+from tests.ports import HOST, free_base
+
+# On a busy machine a call is late, or no node heard of for a while, without anything being wrong: neither is a reason
+# to ask the model twice, whose questions are counted, or to run here.
+(Forwards.__init__.__kwdefaults__ or {})["limits"] = dataclasses.replace(LIMITS, hedge_factor=0.0, patience_ticks=6000)
 
 APP = "tests.meshnode.integrations.dspy.app:app"
 
@@ -28,7 +37,7 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(_cache, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model() -> Iterator[Model]:
     serving = Model()
     os.environ["LM_BASE"] = serving.base
@@ -36,7 +45,7 @@ def model() -> Iterator[Model]:
     serving.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("nodes")
     cluster = Cluster(folder)
@@ -46,25 +55,42 @@ def nodes(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         "MESHNODE_LM_CACHE_TIMEOUT_S": "30",  # a busy machine makes no misses
     }
     try:
-        first = start_node(cluster, "node-1")
-        start_node(cluster, "node-2", first.seed)
+        seed = f"{HOST}:{free_base()}"
+        launch_node(cluster, "node-1", port=seed.rpartition(":")[2])
+        launch_node(cluster, "node-2", seed)  # it asks until the first one, which imports as much, is there
+        cluster.collect()
         yield cluster
     finally:
         cluster.close()
 
 
-def start_node(cluster: Cluster, name: str, *seeds: str) -> RunningNode:
+def launch_node(cluster: Cluster, name: str, *seeds: str, port: str = "0") -> None:
     """A node that shares a cache, and whose workers have one on disk that nobody else has."""
     cluster.environment["DSPY_CACHEDIR"] = str(cluster.folder / f"cache-{name}")
-    return cluster.start(name, *seeds, app=APP, arguments=("--workers", "1", "--lm-cache", "1MiB"))
+    more = ("--workers", "1", "--lm-cache", "1MiB", "--join-timeout", "120", "--port", port)
+    cluster.launch(name, *seeds, app=APP, arguments=more)
 
 
-@pytest.fixture(scope="session")
+def told_by(node: RunningNode, component: str) -> dict[str, Any]:
+    """What a node says of one of its parts."""
+    with urllib.request.urlopen(f"http://{node.http}/health") as answer:
+        health = json.load(answer)
+    found: dict[str, Any] = health["components"][component]
+    return found
+
+
+def all_at_work(nodes: Cluster, mesh: meshnode.BlockingMesh) -> bool:
+    """Whether every node has its worker, by its own word, and the caller has heard so."""
+    ready = all(told_by(node, "workers")["slots"] for node in nodes.nodes)
+    return ready and sum(member.state == "alive" and member.slots > 0 for member in mesh.members()) == len(nodes.nodes)
+
+
+@pytest.fixture(scope="package")
 def shared_mesh(nodes: Cluster) -> Iterator[meshnode.BlockingMesh]:
     from tests.meshnode.integrations.dspy.app import app
 
     with meshnode.connect(nodes.nodes[0].seed, app=app, lm_cache_timeout_s=30.0) as mesh:
-        wait_until(lambda: sum(member.slots > 0 for member in mesh.members()) == 2, "two nodes with slots")
+        wait_until(lambda: all_at_work(nodes, mesh), "two nodes with slots")
         yield mesh
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +20,9 @@ from meshnode.integrations.dspy.sharing import share_in_worker
 from meshnode.integrations.dspy.worker import adapt
 from meshnode.lm_cache import DOOR_VARIABLE
 from meshnode.values import pack, unpack
-from tests.e2e.conftest import Cluster, RunningNode, wait_until
+from tests.e2e.conftest import Cluster, wait_until
 from tests.meshnode.integrations.dspy import app as programs
-from tests.meshnode.integrations.dspy.conftest import a_model
+from tests.meshnode.integrations.dspy.conftest import a_model, told_by
 from tests.meshnode.integrations.dspy.model import Model
 
 pytestmark = [pytest.mark.xdist_group("dspy"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -44,13 +44,6 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dspy, "cache", made)
 
 
-def shared_by(node: RunningNode) -> dict[str, int]:
-    with urllib.request.urlopen(f"http://{node.http}/health") as answer:
-        health = json.load(answer)
-    found: dict[str, int] = health.get("components", health)["lm_cache"]
-    return found
-
-
 def ask(mesh: meshnode.BlockingMesh, node: str, question: str) -> str:
     """Run the program "cached" on this very node."""
 
@@ -65,13 +58,15 @@ def ask(mesh: meshnode.BlockingMesh, node: str, question: str) -> str:
 
 def stored(nodes: Cluster, before: list[int]) -> Callable[[], bool]:
     """Whether each node holds one answer more than before."""
-    return lambda: all(shared_by(node)["entries"] > was for node, was in zip(nodes.nodes[:2], before, strict=True))
+    return lambda: all(
+        told_by(node, "lm_cache")["entries"] > was for node, was in zip(nodes.nodes[:2], before, strict=True)
+    )
 
 
 def test_an_answer_paid_for_by_one_node_is_a_hit_on_all_and_at_the_caller(
     mesh: meshnode.BlockingMesh, nodes: Cluster, model: Model, own_cache: None
 ) -> None:
-    before, entries = model.total, [shared_by(node)["entries"] for node in nodes.nodes[:2]]
+    before, entries = model.total, [told_by(node, "lm_cache")["entries"] for node in nodes.nodes[:2]]
     assert ask(mesh, "node-1", "who pays") == "unknown"
     wait_until(stored(nodes, entries), "the answer on both nodes")
     assert ask(mesh, "node-2", "who pays") == "unknown"
@@ -86,13 +81,13 @@ def test_an_answer_paid_for_by_one_node_is_a_hit_on_all_and_at_the_caller(
         assert mesh.dspy_statistics()["cache_hits_mesh"] == 1
         assert program(question="who pays").answer == "unknown"  # it is in this process' own cache by now
     assert model.total - before == 1
-    assert shared_by(nodes.nodes[1])["hits_node"] + shared_by(nodes.nodes[1])["hits_mesh"] > 0
+    assert told_by(nodes.nodes[1], "lm_cache")["hits_node"] + told_by(nodes.nodes[1], "lm_cache")["hits_mesh"] > 0
 
 
 def test_an_answer_paid_for_by_the_caller_is_a_hit_on_a_node(
     mesh: meshnode.BlockingMesh, nodes: Cluster, model: Model, in_memory: None
 ) -> None:
-    before, entries = model.total, [shared_by(node)["entries"] for node in nodes.nodes[:2]]
+    before, entries = model.total, [told_by(node, "lm_cache")["entries"] for node in nodes.nodes[:2]]
     with dspy.context(lm=a_model(model, cache=True)), mesh.share_cache():
         dspy.Predict("question -> answer")(question="the caller pays")
     wait_until(stored(nodes, entries), "the answer on both nodes")
@@ -152,6 +147,17 @@ class Dictionary:
         self.hits += 1
 
 
+@pytest.fixture
+def a_loop() -> Iterator[None]:
+    """litellm asks asyncio for this thread's loop, which makes one if there is none and leaves it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.usefixtures("a_loop")
 @pytest.mark.parametrize(("engine", "number"), [("auto", 2), ("litellm", 1)])
 def test_answers_of_both_of_dspys_engines_arrive_as_they_were(
     model: Model, in_memory: None, engine: str, number: int

@@ -1,9 +1,12 @@
-"""Demos for DSPy programs that the whole mesh agreed on; four real nodes, their workers, a model behind real HTTP."""
+"""Demos for DSPy programs that the whole mesh agreed on; four real nodes, their workers, a model behind real HTTP.
+
+And what becomes of an evaluation when one of the four is killed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dspy
@@ -14,10 +17,12 @@ from meshnode.demos import RoundProgress, of_proof
 from meshnode.demos.task import BOOTSTRAP, BOOTSTRAPPED, TRACED
 from meshnode.integrations.dspy import demos as on_a_worker
 from meshnode.integrations.dspy.worker import Served, adapt
+from meshnode.lm_cache import TAG
 from tests.e2e.conftest import Cluster, wait_until
 from tests.meshnode.integrations.dspy.app import app, said_something
-from tests.meshnode.integrations.dspy.conftest import APP, a_model, examples
+from tests.meshnode.integrations.dspy.conftest import a_model, all_at_work, exact, examples, launch_node
 from tests.meshnode.integrations.dspy.model import Model
+from tests.meshnode.integrations.dspy.test_optimizers import rows
 
 pytestmark = [pytest.mark.xdist_group("dspy"), pytest.mark.filterwarnings("ignore::Warning")]
 
@@ -28,15 +33,17 @@ TRAIN = [*examples("train"), *examples("dev")]
 @pytest.fixture(scope="module")
 def four(nodes: Cluster, shared_mesh: meshnode.BlockingMesh) -> Iterator[None]:
     """Two more nodes: with fewer than four, one liar can't be outvoted."""
-    more = []
     for name in ("node-3", "node-4"):
-        nodes.launch(name, nodes.nodes[0].seed, app=APP, arguments=("--workers", "1"))
+        launch_node(nodes, name, nodes.nodes[0].seed)
     more = nodes.collect()
-    wait_until(lambda: sum(member.slots > 0 for member in shared_mesh.members()) == 4, "four nodes with slots", 120)
+    wait_until(lambda: all_at_work(nodes, shared_mesh), "four nodes with slots", 120)
     yield
     for node in more:
-        node.terminate()
+        node.process.terminate()
+    for node in more:
+        node.process.wait(60)
         nodes.nodes.remove(node)
+    wait_until(lambda: sum(member.state == "alive" for member in shared_mesh.members()) == 3, "the two, and the caller")
 
 
 def shown(program: Any) -> dict[str, list[dict[str, Any]]]:
@@ -71,6 +78,37 @@ def test_a_compiled_program_carries_the_demos_that_the_mesh_agreed_on(
     assert compiled(question=TRAIN[0].question).answer, "it runs, and carries them to the nodes"
     assert [one.phase for one in told][-1] == "decided"
     assert {"candidates", "commitments"} < {one.phase for one in told}
+
+
+@pytest.mark.usefixtures("four")
+def test_a_node_killed_in_mid_evaluation_costs_no_score_though_it_held_a_part_of_the_cache(
+    mesh: meshnode.BlockingMesh, nodes: Cluster, model: Model, ran_on_the_mesh: Callable[[], int]
+) -> None:
+    assert sum(TAG in member.tags for member in mesh.members() if member.slots) == 4
+    devset = [
+        dspy.Example(question=f"{one.question} {n}", answer=one.answer).with_inputs("question")
+        for n in range(20)
+        for one in examples("dev")
+    ]
+    program = mesh.remote("cached")
+    program.demos = examples("train")
+    model.latency_s = 0.05
+    before = model.total
+    killed: list[int] = []
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
+        if not killed and model.total - before > 30:
+            killed.append(1)
+            nodes.nodes[2].kill()
+        return exact(example, prediction)
+
+    try:
+        result = mesh.Evaluate(devset=devset, metric=metric)(program)
+    finally:
+        model.latency_s = 0.0
+    assert killed
+    assert rows(result) == rows(dspy.Evaluate(devset=devset, metric=exact, num_threads=8)(mesh.local(program)))
+    assert ran_on_the_mesh() == len(devset)
 
 
 def test_a_worker_bootstraps_what_dspys_own_optimizer_bootstraps(model: Model) -> None:

@@ -19,9 +19,9 @@ from meshnode.integrations.dspy import codec, failures, is_remote
 from meshnode.integrations.dspy.forwards import Forwards
 from meshnode.integrations.dspy.worker import REPLY
 from meshnode.values import pack
-from tests.e2e.conftest import wait_until
+from tests.e2e.conftest import Cluster, wait_until
 from tests.meshnode.integrations.dspy import app as programs
-from tests.meshnode.integrations.dspy.conftest import a_model, examples
+from tests.meshnode.integrations.dspy.conftest import a_model, all_at_work, examples
 from tests.meshnode.integrations.dspy.model import Model
 
 pytestmark = [pytest.mark.xdist_group("dspy"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -298,12 +298,14 @@ def test_app_metric_scores_a_dspy_program_on_the_nodes(mesh: meshnode.BlockingMe
     assert compiled.score > 50.0
 
 
-def test_a_worker_killed_by_a_call_is_no_score_but_a_call_made_here(mesh: meshnode.BlockingMesh) -> None:
+def test_a_worker_killed_by_a_call_is_no_score_but_a_call_made_here(
+    mesh: meshnode.BlockingMesh, nodes: Cluster
+) -> None:
     before = mesh.dspy_statistics().get("here", 0)
     with pytest.raises(ValueError, match="not"):  # what the program raises here, where it does not kill its process
         mesh.remote("raising")(question="crash")
     assert mesh.dspy_statistics()["here"] == before + 1
-    wait_until(lambda: sum(member.slots > 0 for member in mesh.members()) == 2, "the killed workers' successors")
+    wait_until(lambda: all_at_work(nodes, mesh), "the killed workers' successors")
 
 
 GARBAGE: dict[str, Any] = {

@@ -17,10 +17,9 @@ import dspy
 import pytest
 
 import meshnode
-from meshnode.lm_cache import TAG
 from tests.e2e.conftest import ROOT, Cluster, wait_until
 from tests.meshnode.integrations.dspy.app import app
-from tests.meshnode.integrations.dspy.conftest import a_model, exact, examples, start_node
+from tests.meshnode.integrations.dspy.conftest import a_model, exact, examples
 from tests.meshnode.integrations.dspy.model import Model
 from tests.meshnode.integrations.dspy.test_optimizers import rows, state
 
@@ -207,35 +206,3 @@ def test_a_killed_optimizer_resumes_where_it_was(
     assert told["state"] == json.loads(json.dumps(state(expected)))
     assert told["resumed"] >= killed_at - THREADS, "all but what was under way"
     assert asked <= whole + THREADS, "nothing finished was asked again"
-
-
-def test_a_node_killed_in_mid_evaluation_costs_no_score_though_it_held_a_part_of_the_cache(
-    mesh: meshnode.BlockingMesh, nodes: Cluster, model: Model, ran_on_the_mesh: Count
-) -> None:
-    third = start_node(nodes, "node-3", nodes.nodes[0].seed)
-    try:
-        wait_until(lambda: sum(TAG in member.tags for member in mesh.members() if member.slots) == 3, "three nodes")
-        devset = [
-            dspy.Example(question=f"{one.question} {n}", answer=one.answer).with_inputs("question")
-            for n in range(20)
-            for one in examples("dev")
-        ]
-        program = mesh.remote("cached")
-        program.demos = examples("train")
-        model.latency_s = 0.05
-        before = model.total
-        killed: list[int] = []
-
-        def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
-            if not killed and model.total - before > 30:
-                killed.append(1)
-                third.kill()
-            return exact(example, prediction)
-
-        result = mesh.Evaluate(devset=devset, metric=metric)(program)
-    finally:
-        model.latency_s = 0.0
-        third.kill()
-    assert killed
-    assert rows(result) == rows(dspy.Evaluate(devset=devset, metric=exact, num_threads=8)(mesh.local(program)))
-    assert ran_on_the_mesh() == len(devset)
