@@ -98,7 +98,9 @@ async def test_a_watcher_misses_and_repeats_nothing_across_a_crash_of_the_leader
     while seen[-1].value < acknowledged[-1]:
         seen.append(await asyncio.wait_for(anext(watch), 60))
     assert [change.before for change in seen[1:]] == [change.version for change in seen[:-1]]
-    assert [change.value for change in seen] == list(range(1, len(seen) + 1))
+    values = [change.value for change in seen]
+    assert values == sorted(set(values))
+    assert set(acknowledged) <= set(values)
 
 
 async def test_without_a_majority_a_write_ends_in_time_and_says_what_is_known(nodes: Nodes) -> None:
