@@ -25,6 +25,13 @@ PATIENCE_S = 80.0
 APP = "tests.e2e.app:app"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests of real processes the time a busy machine takes; what they wait for has deadlines of its own."""
+    for item in items:
+        if {"e2e", "netns"} & set(item.path.parts) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Poll until `condition()` is true and return its value; fail naming what was waited for."""
     end = time.monotonic() + patience_s

@@ -102,12 +102,12 @@ class Relay:
 
     def __enter__(self) -> Relay:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(150)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        self._thread.join(150)
 
 
 class _Gossip(asyncio.DatagramProtocol):

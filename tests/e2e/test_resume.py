@@ -22,7 +22,7 @@ COUNT = 120
 @pytest.fixture
 def model(tmp_path: Path, cluster: Cluster) -> Iterator[ModelServer]:
     server = ModelServer(tmp_path)
-    server.start("--latency", "0.05")
+    server.start("--latency", "0.1")  # time to strike in the middle
     cluster.environment["LM_BASE"] = server.base
     cluster.environment["MESHNODE_RUNS"] = f"sqlite:///{tmp_path / 'runs.db'}"
     try:
@@ -50,7 +50,7 @@ def test_after_sigkill_of_the_coordinator_another_node_goes_on_and_nothing_finis
         [sys.executable, "-m", "meshnode", *arguments, "--keep", "--node", "node-1"],
         cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    wait_until(lambda: model.asked >= COUNT // 2, "half of the questions")
+    wait_until(lambda: model.asked >= COUNT // 3, "a third of the questions")
     coordinator.kill()
     _, said = asking.communicate(timeout=PATIENCE_S)
     assert asking.returncode == 1
@@ -90,7 +90,7 @@ def test_an_evaluation_in_this_process_is_kept_and_resumed_too(
         [sys.executable, "-m", "meshnode", *arguments, "--keep"],
         cwd=ROOT, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(lambda: model.asked >= COUNT // 2, "half of the questions")
+    wait_until(lambda: model.asked >= COUNT // 3, "a third of the questions")
     killed.kill()
     killed.wait(PATIENCE_S)
     model.settle()

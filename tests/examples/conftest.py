@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,16 @@ from examples.docstrings import Example
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that `python -m examples.docstrings --out` wrote, from the Python that runs the tests."""
     directory = tmp_path_factory.mktemp("docstrings") / "data"
-    docstrings.main(["--out", str(directory)])
-    return directory
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        docstrings.main(["--out", str(directory)])
+        return directory
+    # Read from a thousand files, and the same for every worker: whoever is first has it for all.
+    shared = tmp_path_factory.getbasetemp().parent / "docstrings"
+    if not shared.exists():
+        docstrings.main(["--out", str(directory)])
+        with contextlib.suppress(OSError):  # another was first
+            directory.rename(shared)
+    return shared
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,10 @@ class Lab:
             *arguments, env=self.variables(host), cwd=ROOT, timeout_s=4 * PATIENCE_S, namespace=self.namespace(host)
         )
 
+    def in_order(self, host: str, *addresses: str) -> bool:
+        """Whether the doctor on a host finds nothing; a node that is held up may miss its patience once."""
+        return self.meshnode(host, "doctor", *addresses).returncode == 0
+
     def start(
         self,
         host: str,

@@ -29,6 +29,15 @@ async def examine(meshnode: CommandLine, address: str, *more: str) -> tuple[int,
     return outcome.code, checks
 
 
+async def healthy(meshnode: CommandLine, address: str, *more: str) -> dict[str, Any]:
+    """The checks once they find nothing: a node that is held up may miss the doctor's patience."""
+    async with asyncio.timeout(120):
+        while True:
+            code, checks = await examine(meshnode, address, *more)
+            if code == 0:
+                return checks
+
+
 def port_of(address: str) -> str:
     return address.rpartition(":")[2]
 
@@ -36,8 +45,7 @@ def port_of(address: str) -> str:
 async def test_a_healthy_node_passes_every_check(meshnode: CommandLine) -> None:
     async with running() as node:
         address = node.ready["gossip"]
-        code, checks = await examine(meshnode, address)
-        assert code == 0, checks
+        checks = await healthy(meshnode, address)
         channels = {f"{name}, TCP {place.removeprefix('tcp://')}" for name, place in node.ready["channels"].items()}
         gossip = f"gossip, UDP {port_of(address)}"
         assert set(checks) >= {"name", gossip, "mesh key", "clock", "advertised address", *channels}
@@ -52,8 +60,8 @@ async def test_a_key_is_accepted_missing_or_not_asked_for(meshnode: CommandLine,
     async with running(key_file=key) as node:
         address = node.ready["gossip"]
         gossip = f"gossip, UDP {port_of(address)}"
-        code, checks = await examine(meshnode, address, "--mesh-key", str(key))
-        assert (code, checks["mesh key"]["found"]) == (0, "accepted")
+        checks = await healthy(meshnode, address, "--mesh-key", str(key))
+        assert checks["mesh key"]["found"] == "accepted"
         code, checks = await examine(meshnode, address)
         assert (code, checks[gossip]["ok"]) == (1, False)
         assert "--mesh-key" in checks[gossip]["advice"]
@@ -67,8 +75,7 @@ async def test_a_key_is_accepted_missing_or_not_asked_for(meshnode: CommandLine,
 
 async def test_a_node_that_gossips_over_tcp_is_told_from_one_that_is_silent(meshnode: CommandLine) -> None:
     async with running(gossip_transport="tcp") as node:
-        code, checks = await examine(meshnode, node.ready["gossip"])
-        assert code == 0, checks
+        checks = await healthy(meshnode, node.ready["gossip"])
         assert "--gossip-transport tcp" in checks[f"gossip, TCP {port_of(node.ready['gossip'])}"]["found"]
 
 
