@@ -21,7 +21,7 @@ import pytest
 from tests.commands import COMMANDS, Process
 from tests.commands import ROOT as ROOT
 
-PATIENCE_S = 80.0
+PATIENCE_S = 200.0  # reached on failure only
 APP = "tests.e2e.app:app"
 
 
@@ -149,7 +149,7 @@ class Cluster:
 
     def meshnode(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        done = COMMANDS.run(*arguments, env=self.environment, cwd=ROOT, timeout_s=PATIENCE_S * 4)
+        done = COMMANDS.run(*arguments, env=self.environment, cwd=ROOT, timeout_s=2 * PATIENCE_S)
         if check and done.returncode:
             raise AssertionError(f"meshnode {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
         return done

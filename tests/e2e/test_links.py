@@ -14,7 +14,7 @@ from meshnode import App, Config, Node
 from tests.meshnode.membership.mesh import wait_until
 
 NODES, VOTERS = 12, 5
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 app = App()
 

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Cluster, RunningNode
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 150_000
 MANY_NODES = Path(__file__).with_name("many_nodes.js").read_text()
 
 # One mesh serves all tests of this file, from what only looks to what kills: they stay on one worker, in order.

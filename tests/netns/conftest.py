@@ -160,7 +160,7 @@ class Lab:
     def meshnode(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on a host."""
         return COMMANDS.run(
-            *arguments, env=self.variables(host), cwd=ROOT, timeout_s=4 * PATIENCE_S, namespace=self.namespace(host)
+            *arguments, env=self.variables(host), cwd=ROOT, timeout_s=2 * PATIENCE_S, namespace=self.namespace(host)
         )
 
     def in_order(self, host: str, *addresses: str) -> bool:
@@ -203,11 +203,14 @@ class Lab:
 
     def wait_started(self, host: str) -> None:
         def served() -> bool:
-            if self.processes[host].poll() is not None:
-                raise AssertionError(f"node {host} ended:\n{(self.folder / f'{host}.log').read_text()}")
+            self.check_running(host)
             return (self.folder / f"{host}.ready").exists()
 
         wait_until(served, f"node {host} to serve")
+
+    def check_running(self, host: str) -> None:
+        if self.processes[host].poll() is not None:
+            raise AssertionError(f"node {host} ended:\n{(self.folder / f'{host}.log').read_text()}")
 
     def members(self, host: str) -> dict[str, dict[str, Any]]:
         """Members by name, as the node on a host sees them."""
@@ -223,7 +226,11 @@ class Lab:
     def ask(self, host: str, path: str) -> Any:
         """What the node on a host answers over HTTP."""
         with ThreadPoolExecutor(1) as thread:  # a namespace is a property of a thread: this one ends with it
-            return thread.submit(self._ask, host, path).result()
+            try:
+                return thread.submit(self._ask, host, path).result()
+            except ConnectionError:
+                self.check_running(host)
+                raise
 
     def _ask(self, host: str, path: str) -> Any:
         libc = ctypes.CDLL(None, use_errno=True)
