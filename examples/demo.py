@@ -158,7 +158,7 @@ async def _start_model(processes: Processes, latency_s: float, report: Report) -
         report.model(given, None)
         return
     process = processes.start("lm", ["lm", "serve", "--port", "0", "--latency", str(latency_s)])
-    base = os.environ["LM_BASE"] = (await process.wait_ready(30.0))["base"]
+    base = os.environ["LM_BASE"] = (await process.wait_ready(120.0))["base"]
     report.model(base, latency_s)
 
 
@@ -172,13 +172,13 @@ async def _start_nodes(processes: Processes, count: int) -> list[Process]:
 async def _start_node(processes: Processes, number: int, *more: str) -> Process:
     arguments = ["start", "--port", "0", "--app", APP, "--workers", "1", "--name", f"node-{number}", *more]
     process = processes.start(f"node-{number}", arguments)
-    await process.wait_ready(30.0)
+    await process.wait_ready(120.0)
     return process
 
 
 async def _wait_alive(nodes: list[Process]) -> None:
     """Until the last node's `meshnode members` lists all as alive; the command line is what a user would look with."""
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 120.0
     seen: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
         asking = await asyncio.create_subprocess_exec(
@@ -194,7 +194,7 @@ async def _wait_alive(nodes: list[Process]) -> None:
         if sum(member["state"] == "alive" for member in seen) == len(nodes):
             return
     states = ", ".join(f"{member['name']} {member['state']}" for member in seen)
-    raise Failed(f"after 20 s {nodes[-1].name} knows only: {states}")
+    raise Failed(f"after 120 s {nodes[-1].name} knows only: {states}")
 
 
 def _differing(mesh: EvaluationResult, local: EvaluationResult) -> int:
