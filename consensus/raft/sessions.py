@@ -155,29 +155,39 @@ class Sessions:
 
         `otherwise(index, data)` takes what does not look like a Run.
         """
-        if self._run_all is not None and len(entries) > 1:
-            results = self._apply_fresh(first_index, entries, self._run_all)
-            if results is not None:
-                return results  # type: ignore[return-value]  # a list that nobody else has
-        run, decode = self._apply_run, _run_decoder.decode
+        fresh = self._apply_fresh(first_index, entries)
+        if fresh is not None:
+            return fresh  # type: ignore[return-value]  # a list that nobody else has
         outcomes: list[bytes | Outcome | T] = []
-        for index, data in enumerate(entries, first_index):
-            outcome: bytes | Outcome | T
-            if data.startswith(_RUN_PREFIX):
-                try:
-                    outcome = run(index, decode(data))
-                except msgspec.DecodeError:
-                    outcome = _MALFORMED
-            else:
-                outcome = otherwise(index, data)
-                if isinstance(outcome, Applied):
-                    outcome = outcome.result
-            outcomes.append(outcome)
+        begin = 0
+        # Mostly there is but an entry or two of another kind among many Runs.
+        for at in [at for at, data in enumerate(entries) if not data.startswith(_RUN_PREFIX)]:
+            outcomes += self._apply_runs(first_index + begin, entries[begin:at])
+            outcome = otherwise(first_index + at, entries[at])
+            outcomes.append(outcome.result if isinstance(outcome, Applied) else outcome)
+            begin = at + 1
+        outcomes += self._apply_runs(first_index + begin, entries[begin:])
         return outcomes
 
-    def _apply_fresh(self, first_index: int, entries: Sequence[bytes], run_all: RunAll) -> list[bytes] | None:
+    def _apply_runs(self, first_index: int, entries: Sequence[bytes]) -> Sequence[bytes | Outcome]:
+        """`apply_all` for what looks like Runs."""
+        fresh = self._apply_fresh(first_index, entries)
+        if fresh is not None:
+            return fresh
+        run, decode = self._apply_run, _run_decoder.decode
+        outcomes: list[bytes | Outcome] = []
+        for index, data in enumerate(entries, first_index):
+            try:
+                outcomes.append(run(index, decode(data)))
+            except msgspec.DecodeError:
+                outcomes.append(_MALFORMED)
+        return outcomes
+
+    def _apply_fresh(self, first_index: int, entries: Sequence[bytes]) -> list[bytes] | None:
         """The answers, if all entries are Runs of one session in good order, none of them a repetition: the mass of
         them under load, so their bookkeeping is done in C. None, and nothing has changed, if it is not so."""
+        if self._run_all is None or len(entries) < 2:
+            return None
         try:
             runs = list(map(_run_decoder.decode, entries))
         except msgspec.DecodeError:
@@ -194,7 +204,7 @@ class Sessions:
             or not answers.keys().isdisjoint(sequences)
         ):
             return None
-        results = run_all(first_index, list(map(_command, runs)))
+        results = self._run_all(first_index, list(map(_command, runs)))
         if results is None:
             return None
         self._tables[session] = self._tables.pop(session)

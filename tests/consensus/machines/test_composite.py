@@ -223,3 +223,30 @@ def test_entries_applied_together_give_what_they_give_one_by_one(entries: list[b
     assert found == answers
     assert seen == changes
     assert together.digest() == single.digest()
+
+
+@pytest.mark.parametrize("size", [2, 7, 25, 90])
+def test_writes_around_the_log_time_and_sessions_give_what_they_give_one_by_one(size: int) -> None:
+    def write(sequence: int) -> bytes:
+        command = Set("text", f"value {sequence}", {}, "me", sequence)
+        return clients.encode(clients.Run(1, sequence, max(0, sequence - 9), encode_command(command)))
+
+    declared = clients.encode(clients.Run(1, 1, 0, encode_command(Register(Declaration("text", "str", "first")))))
+    every = [clients.encode(clients.Open()), declared]
+    every += [write(sequence) for sequence in range(2, 30)]
+    every += [encode_advance(100)] + [write(sequence) for sequence in range(28, 50)]  # two of them again
+    every += [clients.encode(clients.Open()), encode_advance(200), b"?", *map(write, range(50, 80))]
+    single, together = Machine(), Machine()
+    answers, changes = [], []
+    for index, entry in enumerate(every, 1):
+        answer, changed = single.apply(index, entry)
+        answers.append(answer.result if isinstance(answer, clients.Applied) else answer)
+        changes += changed
+    found, seen = [], []
+    for begin in range(0, len(every), size):
+        told, changed = together.apply_all(begin + 1, every[begin : begin + size])
+        found += told
+        seen += changed
+    assert found == answers
+    assert seen == changes
+    assert together.digest() == single.digest()
