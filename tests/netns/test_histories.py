@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import wait_until
+from tests.e2e.conftest import PATIENCE_S, wait_until
 from tests.netns.conftest import ADDRESS, NAMES, PORT, Lab
 from tests.simulation.raft.checker import Operation, is_linearizable
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns")]
+pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns"), pytest.mark.timeout(600)]
 
 
 class Clients:
@@ -25,6 +25,8 @@ class Clients:
         self.lab = lab
         self.files = {host: lab.folder / f"history-{host}.jsonl" for host in NAMES}
         self.processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(self) -> None:
         for number, host in enumerate(NAMES, 1):
             self._start(host, number)
             if number == 1:  # it registers the variable
@@ -43,14 +45,15 @@ class Clients:
             for called, returned, action, result in told
         ]
 
-    def some_more(self, *hosts: str, wanted: int = 15) -> None:
+    def some_more(self, *hosts: str, wanted: int = 8) -> None:
         """Wait until clients on these hosts had so many further operations done."""
 
         def done(host: str) -> int:
             return sum(operation.returned != inf for operation in self.operations(host))
 
         before = {host: done(host) for host in hosts}
-        wait_until(lambda: all(done(host) >= before[host] + wanted for host in hosts), f"operations on {hosts}")
+        enough = f"{wanted} operations on {hosts}"
+        wait_until(lambda: all(done(host) >= before[host] + wanted for host in hosts), enough)
 
     def end(self) -> list[Operation]:
         """Let them end; the whole history."""
@@ -58,7 +61,7 @@ class Clients:
             assert process.stdin is not None
             process.stdin.close()
         for process in self.processes:
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE_S) == 0
         return [operation for host in NAMES for operation in self.operations(host)]
 
 
@@ -66,6 +69,7 @@ class Clients:
 def operating(lab: Lab) -> Iterator[Clients]:
     clients = Clients(lab)
     try:
+        clients.begin()
         yield clients
     finally:
         lab.heal()

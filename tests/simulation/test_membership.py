@@ -32,6 +32,7 @@ def test_an_update_reaches_all_no_later_than_the_epidemic_formula(count: int, lo
         assert spread_one_update(cluster, nodes[at % count]).all <= formula_s(count, loss)
 
 
+@pytest.mark.timeout(600)
 def test_a_thousand_nodes_learn_an_update_and_a_death_in_time_at_constant_cost() -> None:
     cluster, nodes = cluster_of(1000)
     cluster.run(1)
