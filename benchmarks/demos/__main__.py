@@ -14,7 +14,7 @@ from benchmarks.demos import figures, plot, sockets, study
 
 KS = (8, 32)
 PROCESSES = 2
-QUICK_TRAIN = 120
+QUICK_TRAIN = 60
 TUNED_ON = 1000  # the first seed of those that are for tuning, and are not reported
 
 
