@@ -10,6 +10,6 @@
 
 A command's way:
 
-    variables.set -> service (client session, retried until the deadline) -> Propose to the leader, a batch per tick
+    variables.set -> service (client session, retried until the deadline) -> Submit to the leader, a batch per tick
       -> core: Persist and Send at once -> Apply -> machine -> outcome, back by the batch
 """
