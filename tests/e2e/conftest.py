@@ -109,6 +109,7 @@ class Cluster:
         ready, log = self.folder / f"{name}.ready", self.folder / f"{name}.log"
         ready.unlink(missing_ok=True)  # of an earlier life
         command = ["start", "--name", name, "--port", "0", "--ready-file", str(ready)]
+        command += ["--join-timeout", str(PATIENCE_S)]
         for seed in seeds:
             command += ["--seed", seed]
         if app is not None:

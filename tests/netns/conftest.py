@@ -182,6 +182,7 @@ class Lab:
         ready = self.folder / f"{host}.ready"
         ready.unlink(missing_ok=True)
         arguments = ["start", "--name", host, "--bind", bind, "--port", str(PORT), "--ready-file", str(ready)]
+        arguments += ["--join-timeout", str(PATIENCE_S)]
         if advertise is not None:
             arguments += ["--advertise", advertise or _ADDRESS[host]]
         arguments += [f"--seed={seed}" for seed in (*(f"{ADDRESS[one]}:{PORT}" for one in hosts), *seeds)]

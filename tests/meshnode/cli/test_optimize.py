@@ -86,12 +86,12 @@ async def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(meshnode: Command
     store = f"sqlite:///{tmp_path}/runs.db"
     options = ("--metric", "exact", "--budget", "100", "--app", "own:app", "--runs", store)
     process = await meshnode.start("optimize", "nearest", str(data), *options)
-    async with asyncio.timeout(60):
-        while not (await meshnode.run("runs", "list", "--runs", store, "--json")).json:
-            pass
+    async with asyncio.timeout(150):
+        while not (await meshnode.run("runs", "list", "--runs", store, "--json")).json:  # noqa: ASYNC110 - elsewhere
+            await asyncio.sleep(0.2)  # asking takes what the process needs to begin
     runs = open_runs(store)
     [run] = runs.list_runs()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while not runs.load_history(run.run_id):  # noqa: ASYNC110 - what is waited for is in another process
             await asyncio.sleep(0.02)
     process.send_signal(signal.SIGINT)
