@@ -206,7 +206,7 @@ async def test_ctrl_c_cancels_the_evaluation_at_the_node(meshnode: CommandLine, 
     (tmp_path / "data.jsonl").write_text('{"a": 1}\n')
     node.pause.clear()
     process = await meshnode.start("eval", "qa", "data.jsonl", "--metric", "exact")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         await node.working.wait()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
