@@ -42,6 +42,7 @@ async def test_of_two_copies_of_a_data_directory_started_at_once_one_is_refused_
             await ended
         refused = [caught.value]
         running.remove(ends[ended])
+        await ends[ended].stop()  # as whoever started it does; as long as it runs, it is what the others know
     (stays,) = running
     told = str(refused[0])
     assert f"identity {node_id} already runs as {stays.name!r} at {stays.ready['gossip']}" in told
