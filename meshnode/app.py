@@ -249,6 +249,9 @@ def load_app(location: str) -> App:
 
 
 def _load_module(location: str, name: str) -> ModuleType:
+    # Python knows old bytecode by its source's size and second: an app that is edited and loaded again within that
+    # second would be the one it was. So none is kept of apps.
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         if name.endswith(".py"):
             return _load_file(location, Path(name))
@@ -260,6 +263,8 @@ def _load_module(location: str, name: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise AppError(f"app {location!r}: there is no module {name!r} here ({os.getcwd()}) or installed") from None
         raise AppError(f"app {location!r}: importing it raised {one_line(error)}{_at(error)}") from error
+    finally:
+        sys.dont_write_bytecode = kept
 
 
 def _load_file(location: str, path: Path) -> ModuleType:

@@ -8,18 +8,20 @@ node asked for itself uses this node's own. Arguments and values are users' valu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import msgspec
 
-from meshnode.errors import InvalidInput
+from meshnode.errors import InvalidInput, Unreachable
 from meshnode.mesh import Caller, Mesh, Request
 from meshnode.values import pack, unpack
 
 #: how a node runs one of its own tools: (name, arguments, timeout_s=…) -> its value
 CallOwn: TypeAlias = Callable[..., Awaitable[Any]]
 
+INTRODUCED_S = 10.0  # how long who asked may stay unknown here
 ANSWER_S = 2.0  # for the way there and back, beyond what the tool itself may take
 
 
@@ -77,7 +79,25 @@ class ToolRouter:
         """Call a tool for a program of `run`, at the session's owner."""
         if run.caller in ("", self._mesh.me.node_id):
             return await self._call_own(name, args, timeout_s=run.timeout_s)
+        try:
+            return await call_tool(self._mesh, run.caller, name, args, timeout_s=run.timeout_s)
+        except Unreachable:
+            if not await self._gets_known(run.caller):
+                raise
         return await call_tool(self._mesh, run.caller, name, args, timeout_s=run.timeout_s)
+
+    async def _gets_known(self, node_id: str) -> bool:
+        # Who has just joined may ask for a run before gossip has told this node who that is: then nothing was sent.
+        changes = self._mesh.watch()  # before the look: no change is missed
+        if any(member.node_id == node_id for member in self._mesh.members()):
+            return False
+        try:
+            async with asyncio.timeout(INTRODUCED_S):
+                while (await anext(changes)).member.node_id != node_id:
+                    pass
+        except TimeoutError:
+            return False
+        return True
 
     async def answer(self, message: CallTool, _caller: Caller) -> ToolReply:
         """Run a tool of this node for a peer."""

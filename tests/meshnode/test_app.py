@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,19 @@ def test_an_app_is_loaded_from_the_current_directory(here: Path) -> None:
     loaded = load_app("mine:app")
     assert list(loaded.programs) == ["p"]
     assert loaded.location == "mine:app"
+
+
+def test_an_app_that_is_edited_and_loaded_within_a_second_is_the_new_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    source, at = here / "mine.py", time.time()
+    for name in ("old", "new"):  # of one size and time: what Python knows old bytecode by
+        write(source, f"app = meshnode.App()\n@app.program('{name}')\ndef p(): return lambda inputs: inputs\n")
+        os.utime(source, (at, at))
+        assert list(load_app("mine:app").programs) == [name]
+        del sys.modules["mine"]
+    assert not sys.dont_write_bytecode
 
 
 def test_an_app_in_a_package_or_a_namespace_is_found(here: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from meshnode.errors import InvalidInput, RemoteError, UnknownMethod, from_fault, to_fault
-from meshnode.mesh import Caller, Member
+from meshnode import tool_calls
+from meshnode.errors import InvalidInput, RemoteError, UnknownMethod, Unreachable, from_fault, to_fault
+from meshnode.mesh import Caller, Member, MemberChange
 from meshnode.tool_calls import CallTool, ToolRouter
 from meshnode.values import pack
 from meshnode.workers.pool import ThreadPool, WorkerPool
@@ -22,6 +24,9 @@ class Wire:
     def __init__(self) -> None:
         self.nodes: dict[str, Any] = {}
         self.passed: list[str] = []
+        self.strangers: set[str] = set()
+        self.refused = asyncio.Event()  # set when somebody asked for a stranger
+        self.changes: asyncio.Queue[MemberChange] = asyncio.Queue()
 
 
 class End:
@@ -34,7 +39,18 @@ class End:
     def serve(self, kind: Any, responder: Any) -> None:
         self._wire.nodes[self.me.node_id] = responder
 
+    def members(self) -> list[Member]:
+        known = self._wire.nodes.keys() - self._wire.strangers
+        return [Member(name=each, node_id=each, state="alive", address="x:1") for each in known]
+
+    async def watch(self) -> AsyncIterator[MemberChange]:
+        while True:
+            yield await self._wire.changes.get()
+
     async def request(self, peer: str, message: CallTool, *, timeout_s: float) -> Any:
+        if peer in self._wire.strangers:
+            self._wire.refused.set()
+            raise Unreachable(f"no member is named {peer!r}")
         self._wire.passed.append(f"{self.me.node_id}>{peer} {message.name}")
         received = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=CallTool)
         try:
@@ -68,6 +84,28 @@ async def test_a_program_calls_the_tools_of_whoever_asked_for_it(mesh: tuple[Wor
     pool, wire = mesh
     assert answer(await pool.run(asked_by("owner", "shout", text="hi", times=2))) == shout("hi", 2)
     assert wire.passed == ["worker>owner shout"]
+
+
+async def test_who_asked_may_become_known_only_while_the_program_runs(mesh: tuple[WorkerPool, Wire]) -> None:
+    pool, wire = mesh
+    wire.strangers.add("owner")
+    running = asyncio.create_task(pool.run(asked_by("owner", "shout", text="hi")))
+    await wire.refused.wait()
+    for name in ("another", "owner"):
+        wire.strangers.discard(name)
+        wire.changes.put_nowait(MemberChange(Member(name=name, node_id=name, state="alive", address="x:1"), None))
+    assert answer(await running) == shout("hi")
+
+
+async def test_who_asked_and_stays_unknown_is_unreachable(
+    mesh: tuple[WorkerPool, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool_calls, "INTRODUCED_S", 0.01)
+    pool, wire = mesh
+    wire.strangers.add("owner")
+    error = (await pool.run(asked_by("owner", "shout", text="hi"))).error
+    assert error is not None
+    assert (error.type, error.message) == (Unreachable.__name__, "no member is named 'owner'")
 
 
 async def test_a_run_of_this_nodes_own_uses_its_own_tools(mesh: tuple[WorkerPool, Wire]) -> None:

