@@ -14,7 +14,7 @@ import time
 
 import meshnode
 
-PAUSE_S = 0.02
+PAUSE_S = 0.1
 
 
 async def operate(node: meshnode.Node, number: int, over: asyncio.Event) -> None:
