@@ -52,6 +52,7 @@ class Driver(Generic[E]):
         self._pending: asyncio.Task[None] | None = None
         self._performing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._stopped = True
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class Driver(Generic[E]):
         """Let the next tick come after one interval, however long the core was to rest."""
         if not self._stopped and self._timer is not None:
             loop = asyncio.get_running_loop()
-            if self._timer.when() > (when := loop.time() + self._tick_s):
+            if self._due > (when := loop.time() + self._tick_s):
                 self._timer.cancel()
                 self._arm(loop, when)
 
@@ -84,6 +85,7 @@ class Driver(Generic[E]):
             await asyncio.wait([self._pending])
 
     def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self._due = when  # the handle can't be asked: what is due at once is no TimerHandle with uvloop
         self._timer = loop.call_at(when, self._on_tick, loop, when)
 
     def _on_tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:

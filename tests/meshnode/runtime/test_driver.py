@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Iterable
 import pytest
 
 from meshnode.runtime.driver import Driver
+from meshnode.runtime.node import run
 
 
 class Counting:
@@ -138,3 +139,19 @@ async def test_who_hurries_ticks_after_one_interval_though_it_was_to_rest() -> N
     await driver.stop()
     driver.hurry()
     assert core.ticks == 2
+
+
+def test_who_hurries_may_do_so_when_its_tick_is_due_already() -> None:
+    """With uvloop the handle of what is due at once is not that of a timer."""
+
+    async def hurry_at_once() -> int:
+        core = Counting()
+        ticked: asyncio.Queue[str] = asyncio.Queue()
+        driver = Driver(core, ticked.put_nowait, tick_s=0.0, failed=fail)
+        driver.start()
+        driver.hurry()
+        await asyncio.wait_for(ticked.get(), 60)
+        await driver.stop()
+        return core.ticks
+
+    assert run(hurry_at_once()) > 0
