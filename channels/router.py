@@ -453,7 +453,9 @@ class Router:
         to = self.peers.get(peer)
         if to is None:
             self.drops.count("unknown_peer")
-            raise self.error("unreachable", f"{peer} is not known on {self.name}; introduce it with set_peer")
+            raise self.error(
+                "unreachable", f"{peer} is not known on {self.name}: not introduced yet (set_peer), or expelled"
+            )
         if self.spec.loss_rule in ("refuse", "retry"):
             full = len(to.outbox) >= self.spec.queue_messages or (
                 to.outbox and to.out_bytes + size > self.spec.queue_bytes
