@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from meshnode.cli.reach import Answer
     from meshnode.local_nodes import LocalNode
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 PROBE_TIMEOUT_S = 2.0
+AT_ONCE = 8  # places looked at side by side
 CHANNELS = ("inference", "coordination", "telemetry", "real_time")
 
 
@@ -61,7 +66,7 @@ def doctor(
         split_address(address)
     checks = [
         *_here(),
-        *(check for address in asked for check in _elsewhere(address, key_file)),
+        *chain.from_iterable(_side_by_side(lambda address: list(_elsewhere(address, key_file)), asked)),
         *_node(node, key_file),
     ]
     if as_json:
@@ -118,9 +123,12 @@ def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
     if key_file is None and used is not None and os.access(used, os.R_OK):
         key_file = Path(used)  # without it the node would not answer
     yield from _own_address(found, members, health["components"].get("membership", {}), key_file)
-    for member in members:
-        if member["state"] in ("suspect", "dead"):
-            yield from _elsewhere(member["address"], key_file, f"{member['name']} ({member['state']})")
+
+    def look(member: dict[str, Any]) -> list[Check]:
+        return list(_elsewhere(member["address"], key_file, f"{member['name']} ({member['state']})"))
+
+    missing = [member for member in members if member["state"] in ("suspect", "dead")]
+    yield from chain.from_iterable(_side_by_side(look, missing))
 
 
 def _own_address(
@@ -184,8 +192,8 @@ def _elsewhere(address: str, key_file: Path | None, name: str = "") -> Iterator[
         # Where a node has a base port, its channels have the next four.
         ports = enumerate(range(port + 1, min(port + 5, 65536)))
         channels = {CHANNELS[index]: join_address(host, at) for index, at in ports}
-    for channel, place in channels.items():
-        refusal = _tcp_refusal(*split_address(place))
+    refusals = _side_by_side(lambda place: _tcp_refusal(*split_address(place)), channels.values())
+    for (channel, place), refusal in zip(channels.items(), refusals, strict=True):
         advice = f"let TCP to {place} pass; is it an address others can reach? else start with --advertise"
         yield Check(f"{title}: {channel}, TCP {place}", not refusal, refusal or "accepts", advice if refusal else "")
 
@@ -265,6 +273,14 @@ def _resolve(host: str) -> list[str] | str:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return sorted({str(info[4][0]) for info in infos})
+
+
+def _side_by_side(look: Callable[[T], R], places: Iterable[T]) -> list[R]:
+    """What is found at each place, in their order: where nothing answers, all are waited for at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(AT_ONCE) as aside:
+        return list(aside.map(look, places))
 
 
 def _tcp_refusal(host: str, port: int) -> str | None:

@@ -134,7 +134,7 @@ class Membership:
         self._joined = mesh_id is not None  # who was in a mesh before is of it, and may let others in again
         self._duplicate: asyncio.Future[Holder] | None = None
         self._asking: set[asyncio.Task[None]] = set()
-        self._introduced: dict[str, tuple[Member, bytes]] = {}
+        self._introduced: dict[str, tuple[Member, bytes, tuple[bytes, bytes]]] = {}
         self._pinged: dict[int, tuple[str, float]] = {}
         self._round_trips: dict[str, float] = {}
         self._watches: WeakSet[Watch] = WeakSet()
@@ -373,10 +373,13 @@ class Membership:
                 known = self._introduced.get(member.node_id)
                 record = self._swim.record(member.node_id)
                 key = record.key if record is not None else b""  # a new one at each start
-                if known is None or (known[0].channels, known[1]) != (member.channels, key):
-                    self._introduced[member.node_id] = (member, key)
-                    if member.address != self._source:
-                        self._envelope.moved(member.address)
+                # By another proof who was shut out, for the key that had proved it is gone, may be let in again.
+                proof = (record.admission, record.certificate) if record is not None else (b"", b"")
+                is_new = known is None or (known[0].channels, known[1]) != (member.channels, key)
+                if is_new and member.address != self._source:
+                    self._envelope.moved(member.address)
+                if known is None or is_new or known[2] != proof:
+                    self._introduced[member.node_id] = (member, key, proof)
                     self._introduce(member)
             else:
                 self._part(member.node_id)
