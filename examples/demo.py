@@ -104,7 +104,8 @@ async def _run(
     first = nodes[0]
 
     def kill_at_40_percent(progress: Progress) -> None:
-        if first.popen.poll() is None and progress.done >= KILL_AT * len(dev):
+        is_due = progress.done >= KILL_AT * len(dev) and first.name in progress.nodes  # it dies at work
+        if is_due and first.popen.poll() is None:
             first.kill()
             report.killed(first.name, first.popen.pid, progress.done)
 
@@ -117,7 +118,7 @@ async def _run(
                 kill_at_40_percent(progress)
 
             mesh = await node.evaluate(PROGRAM, dev, metric="exact", distributed=True, on_progress=on_progress)
-        report.shares(mesh, killed=first.name)
+        report.shares(mesh, [node.name for node in nodes], killed=first.name)
         with report.progress("locally", len(dev)) as bar:
             local = await node.evaluate(PROGRAM, dev, metric="exact", distributed=False, on_progress=bar)
     report.results(mesh, local)

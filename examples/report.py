@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -75,14 +75,14 @@ class Report:
 
             yield step
 
-    def shares(self, result: EvaluationResult, *, killed: str) -> None:
+    def shares(self, result: EvaluationResult, names: Iterable[str], *, killed: str) -> None:
         """How many examples each node did."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("  node")
         table.add_column("examples", justify="right")
         table.add_column("share", justify="right")
         table.add_column("")
-        for name, done in sorted(result.nodes.items()):
+        for name, done in sorted((dict.fromkeys(names, 0) | result.nodes).items()):
             table.add_row(
                 f"  {name}", str(done), f"{100 * done / result.examples:.1f} %", "killed" if name == killed else ""
             )

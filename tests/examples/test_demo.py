@@ -30,15 +30,18 @@ def place() -> Iterator[Path]:
 
 
 def test_the_demo_loses_a_node_and_no_example_and_leaves_nothing_behind(written: Path, place: Path) -> None:
-    command = [sys.executable, "-m", "examples.demo", "--nodes", "3", "--examples", "40", "--latency", "0.1"]
+    command = [sys.executable, "-m", "examples.demo", "--nodes", "3", "--examples", "80", "--latency", "0.1"]
     environment = {**os.environ, "DOCSTRINGS": str(written), "TMPDIR": str(place), "MESHNODE_PORT": "1"}
     environment.pop("LM_BASE", None)
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     out = " ".join(ran.stdout.split())
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert re.search(r"node-1 \(pid \d+\) got SIGKILL after \d+ examples", out)
-    assert re.search(r"node-1 \d+ \d+\.\d % killed node-2 \d+ ", out)
-    mesh, local = re.findall(r"(?:on the mesh|locally) (\d+\.\d\d) 40 0 \d+ \d+/s", out)
+    shares = re.search(r"node-1 (\d+) \d+\.\d % killed node-2 (\d+) \d+\.\d % node-3 (\d+) ", out)
+    assert shares, out
+    assert int(shares[1]) > 0
+    assert sum(map(int, shares.groups())) == 80
+    mesh, local = re.findall(r"(?:on the mesh|locally) (\d+\.\d\d) 80 0 \d+ \d+/s", out)
     assert mesh == local != "0.00"
     assert f"The scores are equal to the last digit: {mesh}, and so is every single prediction." in out
     assert ran.stderr == ""

@@ -54,10 +54,11 @@ def test_without_a_terminal_progress_is_a_line_at_each_fifth() -> None:
 def test_the_tables_show_shares_the_killed_node_retries_rate_and_score() -> None:
     out = io.StringIO()
     one, other = result(51.81, {"node-2": 9, "node-1": 1}, 3), result(51.81, {"client": 10}, 0)
-    report(out).shares(one, killed="node-1")
+    report(out).shares(one, ["node-1", "node-9"], killed="node-1")
     report(out).results(one, other)
     assert "node-1 1 10.0 % killed" in said(out)
     assert "node-2 9 90.0 %" in said(out)
+    assert "node-9 0 0.0 %" in said(out)
     assert "on the mesh 51.81 10 0 3 5/s 2.0 s" in said(out)
     assert "locally 51.81 10 0 0 5/s 2.0 s" in said(out)
 
