@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -201,18 +202,26 @@ class Cluster:
         return processes_with("TMPDIR", self._temporary)
 
 
-@pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Three nodes for all tests of a module that leave them as they were: `node-1` to `node-3`.
-
-    The module's NODE, if it has one, are further arguments of each.
-    """
-    cluster = Cluster(tmp_path_factory.mktemp("trio"))
+def together(count: int, folder: Path, module: ModuleType) -> Iterator[Cluster]:
+    """So many nodes, `node-1` and on. The module's NODE, if it has one, are further arguments of each."""
+    cluster = Cluster(folder)
     try:
-        cluster.start_many(3, *getattr(request.module, "NODE", ()))
+        cluster.start_many(count, *getattr(module, "NODE", ()))
         yield cluster
     finally:
         cluster.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Two nodes for all tests of a module that leave them as they were."""
+    yield from together(2, tmp_path_factory.mktemp("pair"), request.module)
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes for all tests of a module that leave them as they were."""
+    yield from together(3, tmp_path_factory.mktemp("trio"), request.module)
 
 
 @pytest.fixture

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 import meshnode
 from meshnode.pipelines import Pipeline
 from tests.e2e.conftest import Cluster
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("pair"))
-    try:
-        cluster.start_many(2)
-        yield cluster
-    finally:
-        cluster.close()
 
 
 async def test_a_pipeline_runs_its_programs_on_the_mesh_in_one_trace(pair: Cluster) -> None:

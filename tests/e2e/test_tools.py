@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,16 +10,6 @@ import meshnode
 from meshnode.errors import InvalidInput, UnknownMethod
 from tests.e2e.app import app as e2e_app
 from tests.e2e.conftest import PATIENCE_S, Cluster, wait_until
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("pair"))
-    try:
-        cluster.start_many(2)
-        yield cluster
-    finally:
-        cluster.close()
 
 
 def owners_app() -> meshnode.App:
