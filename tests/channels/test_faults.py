@@ -20,7 +20,6 @@ from tests.channels.conftest import FAST, Mesh, until
 @pytest.mark.parametrize("seed", range(4))
 async def test_coordination_loses_repeats_and_reorders_nothing_on_a_bad_network(memory: Mesh, seed: int) -> None:
     got: list[int] = []
-    answered = 0
 
     def handler(incoming: Incoming) -> bytes:
         got.append(int(incoming.body))
@@ -29,23 +28,27 @@ async def test_coordination_loses_repeats_and_reorders_nothing_on_a_bad_network(
     a, _ = await memory.open("a"), await memory.open("b", handler)
     memory.network.random.seed(seed)
     memory.network.faults = Faults(0.0, 0.01, loss=0.2, duplication=0.5, reorder=0.2)
-    waiting = []
+    waiting: list[asyncio.Future[bytes | None]] = []
+
+    def send(n: int) -> None:
+        sent = (a["coordination"].cast, a["coordination"].request)[n % 2]("b", "n", str(n).encode())
+        waiting.append(asyncio.ensure_future(sent))
+
     for n in range(200):
-        if n % 2:
-            waiting.append(a["coordination"].cast("b", "n", str(n).encode()))
-        else:
-            waiting.append(a["coordination"].request("b", "n", str(n).encode()))  # type: ignore[arg-type]  # either
+        send(n)
         if n % 10 == 0:
             await asyncio.sleep(0.002)
         if n % 50 == 49:
             memory.network.break_links("b")
-    for n, reply in enumerate(await asyncio.wait_for(asyncio.gather(*waiting), 60)):
-        answered += n % 2 or reply == str(n).encode()
-    assert got == list(range(200))
-    assert answered == sum(n % 2 or 1 for n in range(200))
-    assert memory.network.lost > 0
-    statistics = a["coordination"].statistics()
-    assert statistics["retried"] > 0 == statistics["queued"]
+    # How many frames 200 messages fill depends on the machine's speed: go on until chance has hit some.
+    async with asyncio.timeout(60):
+        while not (memory.network.lost and a["coordination"].statistics()["retried"]):
+            send(len(waiting))
+            await asyncio.sleep(0.002)
+        replies = await asyncio.gather(*waiting)
+    assert got == list(range(len(waiting)))
+    assert replies == [str(n).encode() if n % 2 else None for n in got]
+    assert a["coordination"].statistics()["queued"] == 0
 
 
 async def test_coordination_drops_and_counts_repeats(memory: Mesh) -> None:
