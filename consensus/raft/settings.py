@@ -8,15 +8,15 @@ import msgspec
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The same on all nodes of a cluster. Raises ValueError if they contradict each other."""
 
-    election_timeout_ticks: int = 20
+    election_timeout_ticks: int = 24
     """Silence after which a follower campaigns: this long at least, at most half as long again. For this long after
     hearing a leader, a node helps nobody else to office."""
-    heartbeat_ticks: int = 6
+    heartbeat_ticks: int = 10
     retry_ticks: int = 4
     """Between two tries of what a message lost or a refusal held up: pre-votes, reads asked of the leader."""
-    lease_ticks: int = 14
+    lease_ticks: int = 17
     """How long a majority's word lasts. A voter's first tick may come at once and its clock may run faster: the rest
-    of the election timeout pays for that (here 19 ticks against 14: up to 35 % faster)."""
+    of the election timeout pays for that (here 23 ticks against 17: up to 35 % faster)."""
     disk_timeout_ticks: int = 30
     """A leader whose oldest write is not durable after this long steps down; nobody so ill campaigns."""
 

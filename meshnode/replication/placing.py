@@ -18,6 +18,7 @@ from meshnode.replication.replica import Replica
 log = structlog.get_logger("meshnode.placing")
 
 PLACE_EVERY_S = 0.25
+REST_S = 1.0  # between looks while nothing is under way; a change among the members ends it
 DEAD_AFTER_S = 10.0
 STEER_S = 3.0
 LEVEL_WITHIN = 64  # entries behind the leader's log that still count as level
@@ -35,9 +36,25 @@ class Placing:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while True:
-            await asyncio.sleep(PLACE_EVERY_S)
-            self.look()
+        changes = self._mesh.watch()
+        change = asyncio.ensure_future(anext(changes))
+        try:
+            while True:
+                if not self._is_busy():
+                    await asyncio.wait({change}, timeout=REST_S)
+                if change.done():
+                    change.result()
+                    change = asyncio.ensure_future(anext(changes))
+                await asyncio.sleep(PLACE_EVERY_S)
+                self.look()
+        finally:
+            change.cancel()
+
+    def _is_busy(self) -> bool:
+        """Whether there is something to watch closely: learners to promote, sessions whose time must go on."""
+        replica = self._replica
+        now = replica.configuration
+        return replica.leads and bool(now.learners or now.outgoing or self._leaving or len(replica.machine.sessions))
 
     async def let_go(self, node: str) -> bool:
         """Take a node out of the configuration; False if this node leads no more before that is done."""

@@ -91,7 +91,7 @@ def test_a_disk_that_contradicts_itself_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"heartbeat_ticks": 15}, {"lease_ticks": 19}, {"disk_timeout_ticks": 0}, {"retry_ticks": 0}, {"window_bytes": 0}],
+    [{"heartbeat_ticks": 15}, {"lease_ticks": 23}, {"disk_timeout_ticks": 0}, {"retry_ticks": 0}, {"window_bytes": 0}],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
