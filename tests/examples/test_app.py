@@ -46,7 +46,7 @@ async def test_the_program_answers_from_many_threads_the_same_as_alone(
     for name in ("train.jsonl", "dev.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(example) + "\n" for example in train))
     monkeypatch.setenv("DOCSTRINGS", str(tmp_path))
-    async with running(Settings(latency_s=0.01, key="k")) as server:
+    async with running(Settings(latency_s=0.05, key="k")) as server:
         monkeypatch.setenv("LM_BASE", server.base)
         monkeypatch.setenv("LM_KEY", "k")
         model = Model()
@@ -72,9 +72,9 @@ async def test_the_small_declarations_do_what_they_say() -> None:
 
 
 async def test_a_refused_question_is_asked_again_when_the_server_said() -> None:
-    async with running(Settings(rate=20.0, burst=1)) as server:
+    async with running(Settings(rate=4.0, burst=1)) as server:
         model = Model(server.base)
-        assert await asyncio.gather(*(asyncio.to_thread(model.ask, ASKED) for _ in range(4))) == ["json"] * 4
+        assert await asyncio.gather(*(asyncio.to_thread(model.ask, ASKED) for _ in range(3))) == ["json"] * 3
         assert server.statistics.refused > 0
         model.close()
 
