@@ -36,6 +36,11 @@ ABOVE = (
     "demos",
     "pipelines.py",
 )
+# What the rest of the node may see of the package that keeps its state on disk: the front, and two doors for people.
+DURABLE = "meshnode.persistence"
+DOORS = {f"{DURABLE}.inspection", f"{DURABLE}.disaster_recovery"}
+# What that package may see.
+BELOW_DURABLE = {DURABLE, "channels.priority", "meshnode.errors", "meshnode.identity"}
 
 
 def modules(*places: str) -> list[Path]:
@@ -68,7 +73,13 @@ def imports(path: Path) -> frozenset[str]:
 def reaching(path: Path, *forbidden: str) -> set[str]:
     if not any(name.rpartition(".")[2] in text_of(path) for name in forbidden):
         return set()  # what is not even mentioned is not imported; to parse all files takes seconds
-    return {name for name in imports(path) for prefix in forbidden if name == prefix or name.startswith(prefix + ".")}
+    return under(imports(path), forbidden)
+
+
+def under(names: Iterable[str], places: Iterable[str]) -> set[str]:
+    """Those of the names that are one of the places, or within it."""
+    prefixes = tuple(f"{place}." for place in places)
+    return {name for name in names if f"{name}.".startswith(prefixes)}
 
 
 def offenders(paths: Iterable[Path], *forbidden: str) -> dict[str, set[str]]:
@@ -87,6 +98,17 @@ def test_consensus_is_pure_and_imports_no_other_layer() -> None:
 def test_above_the_facade_nothing_sees_the_node_or_its_channels() -> None:
     above = modules(*(f"meshnode/{place}" for place in ABOVE))
     assert offenders(above, "channels", "meshnode.runtime", "meshnode.membership", "meshnode.workers") == {}
+
+
+def test_the_state_on_disk_is_seen_only_by_its_front_and_sees_nothing_of_the_node() -> None:
+    inside = modules("meshnode/persistence")
+    hidden = {f"{DURABLE}.{path.stem}" for path in inside} - DOORS
+    outside = [path for path in modules("meshnode", "benchmarks", "examples") if path not in inside]
+    seen = offenders(outside, DURABLE)
+    assert seen, "nothing uses it: the rule would see nothing"
+    assert {path: found for path, names in seen.items() if (found := under(names, hidden))} == {}
+    needed = offenders(inside, "channels", "meshnode")
+    assert {path: found for path, names in needed.items() if (found := names - under(names, BELOW_DURABLE))} == {}
 
 
 def test_core_never_imports_an_extra() -> None:

@@ -10,7 +10,7 @@ import click
 from meshnode.cli.options import json_option, node_option
 
 if TYPE_CHECKING:
-    from meshnode.runtime.recovery import Standing
+    from meshnode.persistence.disaster_recovery import Standing
 
 data_dir_argument = click.argument("data_dir", metavar="DATA-DIR", type=click.Path(path_type=Path))
 yes_option = click.option("--yes", is_flag=True, help="Do it; without it nothing is changed.")
@@ -70,13 +70,13 @@ def recover(data_dir: Path, yes: bool, as_json: bool) -> None:
 
     from meshnode.cli.output import print_json, say
     from meshnode.errors import MeshError
-    from meshnode.runtime import recovery
+    from meshnode.persistence import disaster_recovery
 
     if not yes:
-        standing = recovery.look(data_dir)
+        standing = disaster_recovery.look(data_dir)
         print_json(asdict(standing)) if as_json else say(_tell(standing))
         raise MeshError("nothing was changed; add --yes on the one node that has the most")
-    done = recovery.recover(data_dir)
+    done = disaster_recovery.recover(data_dir)
     if as_json:
         print_json({**asdict(done.before), "mesh_id": done.mesh_id, "aside": str(done.aside)})
         return
@@ -96,11 +96,11 @@ def forget(data_dir: Path, yes: bool, as_json: bool) -> None:
     """
     from meshnode.cli.output import print_json, say
     from meshnode.errors import MeshError
-    from meshnode.runtime import recovery
+    from meshnode.persistence import disaster_recovery
 
     if not yes:
         raise MeshError("nothing was changed; --yes sets this node's part of the mesh's state aside")
-    aside = recovery.forget(data_dir)
+    aside = disaster_recovery.forget(data_dir)
     if as_json:
         print_json({"aside": str(aside) if aside is not None else None})
         return

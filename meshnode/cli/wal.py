@@ -28,7 +28,7 @@ def inspect(context: click.Context, path: Path, first: int, as_json: bool) -> No
     import msgspec
 
     from meshnode.cli.output import print_json, say
-    from meshnode.runtime.wal_inspect import inspect as read
+    from meshnode.persistence.inspection import inspect as read
 
     damaged = []
     wanted = []

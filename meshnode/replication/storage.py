@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from consensus.raft.effects import LoadChunk, Persist, Restore, StoreChunk
 from consensus.raft.messages import Snapshot
 from consensus.raft.state import Stored
-from meshnode.runtime.wal_storage import Storage, open_storage
+from meshnode.persistence import Storage, open_storage
 
 
 class Store(Protocol):
@@ -108,7 +108,7 @@ class MemoryStore:
 
 
 class DiskStore:
-    """The write-ahead log and the snapshots under one data directory (see `runtime.wal_storage`)."""
+    """The write-ahead log and the snapshots under one data directory (see `meshnode.persistence`)."""
 
     def __init__(self, storage: Storage, failed: Callable[[Exception], None]) -> None:
         self.stored = storage.stored

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meshnode.runtime.wal_disk import Disk
-from meshnode.runtime.wal_errors import DirectoryUnusable, ForeignDirectory, LogDamaged, unusable
-from meshnode.runtime.wal_format import (
+from meshnode.persistence.disk import Disk
+from meshnode.persistence.errors import DirectoryUnusable, ForeignDirectory, LogDamaged, unusable
+from meshnode.persistence.format import (
     FORMAT_VERSION,
     KIND_BATCH,
     KIND_SEGMENT,

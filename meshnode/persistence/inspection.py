@@ -13,10 +13,10 @@ import msgspec
 from consensus.machines import composite
 from consensus.raft import messages
 from consensus.raft import sessions as clients
-from meshnode.runtime.wal_disk import Disk, OsDisk
-from meshnode.runtime.wal_errors import DirectoryUnusable, unusable
-from meshnode.runtime.wal_format import Batch, Damage, Entry, SegmentHeader, Torn
-from meshnode.runtime.wal_recovery import frames, segment_numbers, segment_path
+from meshnode.persistence.disk import Disk, OsDisk
+from meshnode.persistence.errors import DirectoryUnusable, unusable
+from meshnode.persistence.format import Batch, Damage, Entry, SegmentHeader, Torn
+from meshnode.persistence.recovery import frames, segment_numbers, segment_path
 
 _clients_decoder = msgspec.msgpack.Decoder(clients.Open | clients.Close | clients.Run)
 _advance_decoder = msgspec.msgpack.Decoder(composite.Advance)

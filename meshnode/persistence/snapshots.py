@@ -7,7 +7,7 @@
     snapshot.chunks()                             # to restore the machine
     snapshot.read(offset, length)                 # to stream it to a follower
 
-A file `<index>-<term>.snapshot` is a sequence of frames (wal_format.py): the header, pieces of 64 KiB of content (the
+A file `<index>-<term>.snapshot` is a sequence of frames (format.py): the header, pieces of 64 KiB of content (the
 last may be shorter), and an end that names the length. Each frame has its checksum, so every piece is verified when it
 is read, and reading at an offset needs no index. A snapshot under way is `<index>-<term>.part`; those left by a crash
 are removed.
@@ -24,9 +24,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from meshnode.runtime.wal_disk import Disk, File, OsDisk
-from meshnode.runtime.wal_errors import SnapshotDamaged, failed, unusable
-from meshnode.runtime.wal_format import (
+from meshnode.persistence.disk import Disk, File, OsDisk
+from meshnode.persistence.errors import SnapshotDamaged, failed, unusable
+from meshnode.persistence.format import (
     FORMAT_VERSION,
     KIND_CHUNK,
     KIND_END,
@@ -38,7 +38,7 @@ from meshnode.runtime.wal_format import (
     encode_frame,
     read_frame,
 )
-from meshnode.runtime.wal_recovery import check_owner
+from meshnode.persistence.recovery import check_owner
 
 logger = structlog.get_logger("meshnode.snapshots")
 

@@ -16,9 +16,9 @@ from consensus.machines.variables import Set
 from consensus.raft import messages
 from consensus.raft.configuration import Configuration
 from consensus.raft.sessions import Open, Run, encode
-from meshnode.runtime.wal import open_log
-from meshnode.runtime.wal_errors import DirectoryUnusable
-from meshnode.runtime.wal_inspect import Line, inspect
+from meshnode.persistence.errors import DirectoryUnusable
+from meshnode.persistence.inspection import Line, inspect
+from meshnode.persistence.log import open_log
 
 CONFIGURATION = messages.configuration_entry(1, Configuration()).data
 

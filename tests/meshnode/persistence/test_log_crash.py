@@ -19,17 +19,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshnode.runtime.wal import Log, open_log
-from meshnode.runtime.wal_disk import OsDisk
-from meshnode.runtime.wal_errors import DirectoryUnusable, WriteFailed
-from meshnode.runtime.wal_format import Entry, HardState
-from meshnode.runtime.wal_recovery import Recovered, recover
-from tests.meshnode.runtime.simulated_disk import PowerLoss, SimulatedDisk
+from meshnode.persistence.disk import OsDisk
+from meshnode.persistence.errors import DirectoryUnusable, WriteFailed
+from meshnode.persistence.format import Entry, HardState
+from meshnode.persistence.log import Log, open_log
+from meshnode.persistence.recovery import Recovered, recover
+from tests.meshnode.persistence.simulated_disk import PowerLoss, SimulatedDisk
 
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from meshnode.runtime.wal import open_log
+from meshnode.persistence.log import open_log
 
 async def main():
     log, recovered = open_log(Path(sys.argv[1]), "mesh", "node", segment_bytes=20_000)

@@ -1,15 +1,15 @@
 """The files of a log, written one frame at a time. Blocks; belongs to one thread at a time.
 
 A frame is written only after the one before it is on disk, and only onto zeros: that is what lets recovery tell a torn
-write from damage (wal_format.py). A new segment's header is on disk before the first frame behind it is written.
+write from damage (format.py). A new segment's header is on disk before the first frame behind it is written.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from meshnode.runtime.wal_disk import Disk, File
-from meshnode.runtime.wal_format import (
+from meshnode.persistence.disk import Disk, File
+from meshnode.persistence.format import (
     FORMAT_VERSION,
     KIND_BATCH,
     KIND_SEGMENT,
@@ -20,10 +20,10 @@ from meshnode.runtime.wal_format import (
     encode_segment_header,
     first_sequence,
 )
-from meshnode.runtime.wal_recovery import Recovered, Segment, segment_path
+from meshnode.persistence.recovery import Recovered, Segment, segment_path
 
 #: Zeros are written this far ahead at a time. Overwriting zeros is a third cheaper to sync than growing the file, for
-#: neither its size nor its extents change (figures in wal_disk.py).
+#: neither its size nor its extents change (figures in disk.py).
 _AHEAD_BYTES = 1 << 20
 #: A batch is split rather than written as one frame beyond this, so that recovery reads in bounded pieces.
 _FRAME_BYTES = 8 << 20

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from meshnode.runtime.wal_errors import DirectoryInUse, unusable
+from meshnode.persistence.errors import DirectoryInUse, unusable
 
 _LOCK_NAME = "lock"
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from meshnode.runtime.wal import Log, open_log
-from meshnode.runtime.wal_disk import Disk, OsDisk, OsFile
-from meshnode.runtime.wal_errors import DirectoryUnusable, LogDamaged, StorageFull, WriteFailed
-from meshnode.runtime.wal_files import LogFiles
-from meshnode.runtime.wal_format import Batch, Entry, HardState
-from meshnode.runtime.wal_recovery import Recovered, recover, segment_path
-from tests.meshnode.runtime.simulated_disk import PowerLoss, SimulatedDisk
+from meshnode.persistence.disk import Disk, OsDisk, OsFile
+from meshnode.persistence.errors import DirectoryUnusable, LogDamaged, StorageFull, WriteFailed
+from meshnode.persistence.format import Batch, Entry, HardState
+from meshnode.persistence.log import Log, open_log
+from meshnode.persistence.recovery import Recovered, recover, segment_path
+from meshnode.persistence.segments import LogFiles
+from tests.meshnode.persistence.simulated_disk import PowerLoss, SimulatedDisk
 
 OWNER = ("mesh", "node")
 
@@ -372,8 +372,8 @@ async def test_permission_lost_is_said_with_the_path(
 UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
-from meshnode.runtime.wal import open_log
-from meshnode.runtime.wal_errors import DirectoryUnusable
+from meshnode.persistence.log import open_log
+from meshnode.persistence.errors import DirectoryUnusable
 if os.getuid() == 0:  # permissions do not bind root; given up here, for nobody may be let in to run this Python
     os.setgroups([])
     os.setgid(65534)

@@ -19,10 +19,10 @@ from consensus.raft.messages import Entry, HardState, Snapshot
 from consensus.raft.node import Raft
 from consensus.raft.settings import Settings
 from consensus.raft.state import founding
-from meshnode.runtime.snapshots import Snapshots
-from meshnode.runtime.wal_disk import OsDisk, OsFile
-from meshnode.runtime.wal_errors import DirectoryInUse, StorageFull
-from meshnode.runtime.wal_storage import Storage, open_storage
+from meshnode.persistence.disk import OsDisk, OsFile
+from meshnode.persistence.errors import DirectoryInUse, StorageFull
+from meshnode.persistence.snapshots import Snapshots
+from meshnode.persistence.storage import Storage, open_storage
 
 ALONE = Configuration(("a",))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from meshnode.runtime.snapshots import PIECE_BYTES, Description, Snapshot, Snapshots
-from meshnode.runtime.wal_disk import OsDisk
-from meshnode.runtime.wal_errors import DirectoryUnusable, ForeignDirectory, SnapshotDamaged, StorageFull, WriteFailed
-from tests.meshnode.runtime.simulated_disk import PowerLoss, SimulatedDisk
+from meshnode.persistence.disk import OsDisk
+from meshnode.persistence.errors import DirectoryUnusable, ForeignDirectory, SnapshotDamaged, StorageFull, WriteFailed
+from meshnode.persistence.snapshots import PIECE_BYTES, Description, Snapshot, Snapshots
+from tests.meshnode.persistence.simulated_disk import PowerLoss, SimulatedDisk
 
 DIRECTORY = Path("/snapshots")
 

@@ -26,10 +26,10 @@ from consensus.raft.messages import CONFIGURATION, configuration_entry, configur
 from consensus.raft.state import Stored
 from meshnode.errors import ConfigError
 from meshnode.identity import KEY_FILE, MESH_FILE, keep_mesh_id, load_identity, load_mesh_id
-from meshnode.runtime.snapshots import Snapshots
-from meshnode.runtime.wal_directory import DirectoryLock
-from meshnode.runtime.wal_errors import unusable
-from meshnode.runtime.wal_storage import open_storage
+from meshnode.persistence.directory_lock import DirectoryLock
+from meshnode.persistence.errors import unusable
+from meshnode.persistence.snapshots import Snapshots
+from meshnode.persistence.storage import open_storage
 
 RAFT = "raft"
 PEERS_FILE = "peers.json"

@@ -10,7 +10,7 @@
 What is promised
     An awaited `sync` means: after a crash of process or machine, `open_log` returns everything appended before it.
     What was appended but not synced is there whole, in order, up to some point, or not at all.
-    A torn tail is cut off and reported; damage elsewhere is refused and nothing is changed (wal_format.py says how
+    A torn tail is cut off and reported; damage elsewhere is refused and nothing is changed (format.py says how
     they are told apart).
 
 Group commit
@@ -20,7 +20,7 @@ Group commit
 
 Failure
     After any failed write or sync the log is failed: every waiting and later call raises the same WriteFailed, and the
-    sync is not tried again (wal_errors.py says why). Opening the log anew finds out what is on disk.
+    sync is not tried again (errors.py says why). Opening the log anew finds out what is on disk.
 
 A slow disk shows in `statistics()` (a histogram of sync times) and, while it hangs, in `sync_age_s()`: a leader whose
 disk hangs should step down, for its heartbeats alone prove nothing (hashicorp/raft #503).
@@ -43,13 +43,13 @@ import structlog
 
 from channels.priority import hurry
 from meshnode.errors import Closed
-from meshnode.runtime.wal_directory import DirectoryLock
-from meshnode.runtime.wal_disk import Disk, OsDisk
-from meshnode.runtime.wal_errors import LogDamaged, StorageError, failed, unusable
-from meshnode.runtime.wal_files import LogFiles
-from meshnode.runtime.wal_format import Batch, Entry, HardState
-from meshnode.runtime.wal_recovery import Recovered, recover
-from meshnode.runtime.wal_statistics import Durations
+from meshnode.persistence.directory_lock import DirectoryLock
+from meshnode.persistence.disk import Disk, OsDisk
+from meshnode.persistence.durations import Durations
+from meshnode.persistence.errors import LogDamaged, StorageError, failed, unusable
+from meshnode.persistence.format import Batch, Entry, HardState
+from meshnode.persistence.recovery import Recovered, recover
+from meshnode.persistence.segments import LogFiles
 
 logger = structlog.get_logger("meshnode.wal")
 

@@ -30,12 +30,12 @@ from consensus.raft.configuration import Configuration
 from consensus.raft.effects import LoadChunk, Persist, Restore, StoreChunk
 from consensus.raft.messages import Entry, HardState, Snapshot
 from consensus.raft.state import Stored
-from meshnode.runtime.snapshots import Description, Snapshots
-from meshnode.runtime.wal import Log, Told, open_log
-from meshnode.runtime.wal_directory import DirectoryLock
-from meshnode.runtime.wal_disk import Disk
-from meshnode.runtime.wal_errors import SnapshotDamaged
-from meshnode.runtime.wal_recovery import TornTail
+from meshnode.persistence.directory_lock import DirectoryLock
+from meshnode.persistence.disk import Disk
+from meshnode.persistence.errors import SnapshotDamaged
+from meshnode.persistence.log import Log, Told, open_log
+from meshnode.persistence.recovery import TornTail
+from meshnode.persistence.snapshots import Description, Snapshots
 
 _encoder = msgspec.msgpack.Encoder()
 _configuration_decoder = msgspec.msgpack.Decoder(Configuration)

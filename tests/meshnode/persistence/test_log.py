@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from meshnode.errors import Closed
-from meshnode.runtime.wal import Log, open_log
-from meshnode.runtime.wal_disk import OsDisk
-from meshnode.runtime.wal_errors import (
+from meshnode.persistence.disk import OsDisk
+from meshnode.persistence.errors import (
     DirectoryInUse,
     DirectoryUnusable,
     ForeignDirectory,
     LogDamaged,
 )
-from meshnode.runtime.wal_format import Entry, HardState
-from meshnode.runtime.wal_recovery import Recovered, segment_numbers
+from meshnode.persistence.format import Entry, HardState
+from meshnode.persistence.log import Log, open_log
+from meshnode.persistence.recovery import Recovered, segment_numbers
 
 
 def entries(first: int, last: int, term: int = 1, data: bytes = b"x") -> list[Entry]:

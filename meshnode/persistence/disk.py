@@ -1,7 +1,7 @@
 """The seam between the log and the operating system's files: two small protocols and their real implementation.
 
-Tests put a disk behind it that fails, or that forgets what was not synced (`tests/meshnode/runtime/simulated_disk.py`).
-Every call blocks; the log calls them from its own thread.
+Tests put a disk behind it that fails, or that forgets what was not synced
+(`tests/meshnode/persistence/simulated_disk.py`). Every call blocks; the log calls them from its own thread.
 """
 
 from __future__ import annotations
