@@ -35,7 +35,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def inspect(path: Path, *, disk: Disk | None = None) -> Iterator[Line]:
-    """Each line of the log at `path`: its directory, the data directory above it, or one segment.
+    """Each line of the log at `path`: a node's data directory, the log's own directory, or one segment.
 
     Ends after the first damaged line of a segment and goes on with the next segment. Raises DirectoryUnusable.
     """
@@ -64,7 +64,7 @@ def describe(entry: Entry) -> str:
 def _segments(path: Path, disk: Disk) -> list[Path]:
     if path.suffix == ".wal":
         return [path]
-    places = [path, *(path / name for name in disk.names(path) if (path / name).is_dir())] if path.is_dir() else []
+    places = [place for place in (path, path / "log", path / "raft" / "log") if place.is_dir()]
     found = [segment_path(place, number) for place in places for number in segment_numbers(disk, place)]
     if not found:
         raise DirectoryUnusable(f"{path}: there is no log here; name a node's data directory, or one .wal file")

@@ -26,7 +26,7 @@ CONFIGURATION = messages.configuration_entry(1, Configuration()).data
 @pytest.fixture
 async def directory(tmp_path: Path) -> Path:
     """A data directory with a log of five entries, the last two of them replaced once."""
-    log, _ = open_log(tmp_path / "log", "mesh", "node")
+    log, _ = open_log(tmp_path / "raft" / "log", "mesh", "node")
     log.append([(1, 1, messages.NOOP, b""), (2, 1, messages.CONFIGURATION, CONFIGURATION)])
     log.set_hard_state(1, "node")
     await log.sync()
@@ -67,12 +67,12 @@ def test_a_log_is_told_in_words(directory: Path) -> None:
     assert texts[4] == "time 1234 ms"
     assert texts[5].startswith("client 3 #1: Set(name='temperature', value=0.3")
     assert texts[6] == "8 bytes of kind 0: ff67617262616765"
-    assert list(inspect(directory / "log")) == lines
-    assert list(inspect(directory / "log" / "00000001.wal")) == lines
+    log = directory / "raft" / "log"
+    assert all(list(inspect(path)) == lines for path in (log.parent, log, log / "00000001.wal"))
 
 
 def test_torn_and_damaged_are_told_apart_and_nothing_is_changed(directory: Path) -> None:
-    path = directory / "log" / "00000001.wal"
+    path = directory / "raft" / "log" / "00000001.wal"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     assert [line.what for line in inspect(directory)][-1] == "torn"
@@ -102,7 +102,7 @@ def test_the_command_prints_people_a_line_each_and_scripts_one_json_value(direct
 
 
 def test_the_command_fails_for_a_damaged_log_naming_file_and_offset(directory: Path) -> None:
-    path = directory / "log" / "00000001.wal"
+    path = directory / "raft" / "log" / "00000001.wal"
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
@@ -110,4 +110,4 @@ def test_the_command_fails_for_a_damaged_log_naming_file_and_offset(directory: P
     assert outcome.returncode == 1
     assert outcome.stderr.startswith(f"error: {path}: damaged at offset 0: ")
     assert meshnode(str(directory / "nothing here")).returncode == 1
-    assert set(os.listdir(directory / "log")) == {"00000001.wal", "lock"}
+    assert set(os.listdir(path.parent)) == {"00000001.wal", "lock"}
