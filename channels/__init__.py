@@ -77,8 +77,8 @@ A reader starts with credit for 32 parts. A sender keeps at most 1024 requests o
 
 **Chunks** (inference only). A body over 32 KiB goes as chunks of 1 MiB, each in a packet of its own, the bytes of a few
 (2, over long round trips up to 16; a small one counts as a quarter) without ChunkAck per connection and direction.
-Whole follows the last chunk, in its packet or a later one. Chunks are acknowledged in the order they came. A ChunkAck
-with a fault refuses the transfer.
+Whole follows the last chunk, in its packet or a later one; with 0 chunks it gives the transfer up. Chunks are
+acknowledged in the order they came. A ChunkAck with a fault refuses the transfer.
 
 **Acknowledged delivery** (coordination only). Messages of kind 1 to 8 travel inside Reliable, but for Events of a
 protocol that repeats what matters by itself. `sequence` counts from 1 or more per session and receiver, `first` is the

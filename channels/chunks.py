@@ -166,6 +166,18 @@ class Chunks:
             elif out.next % TURN == 0:
                 lane.waiting.rotate(-1)
 
+    def abandon(self, peer: Peer, request_id: int) -> None:
+        """Nobody waits for this request of ours any more: what is left of its body stays here."""
+        lane = self._lanes.get(peer.id)
+        for out in lane.waiting if lane is not None else ():
+            if type(out.message) is Request and out.message.id == request_id:
+                assert lane is not None
+                lane.waiting.remove(out)
+                lane.waiting_bytes -= len(out.body)
+                if out.next:
+                    self._post(peer, Whole(out.transfer, 0, out.message), 0)
+                return
+
     def on_chunk(self, peer: Peer, chunk: Chunk, body: Bytes | None) -> None:
         """Take a chunk, or refuse its transfer."""
         lane = self._lane(peer)
@@ -220,7 +232,7 @@ class Chunks:
         pieces = lane.incoming.get(whole.transfer)
         self._forget(lane, whole.transfer)
         if pieces is None or len(pieces) != whole.chunks:
-            self._drops.count("incomplete")
+            self._drops.count("incomplete" if whole.chunks else "cancelled")
             return None
         return pieces
 

@@ -71,6 +71,7 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
         self._body: Bytes | None = None
         self._now = 0.0
+        self._joining: dict[tuple[str, int], Whole] = {}  # requests, by peer and id, whose body a thread puts together
 
     def on_packet(self, path: Path, frame: Bytes, body: Bytes | None) -> None:
         """Decode a packet and deliver what it holds."""
@@ -222,7 +223,8 @@ class Inbox:
         stream.finish(self._router.make_error(stream.fault) if stream.fault is not None else None)
 
     def _on_cancel(self, peer: Peer, cancel: Cancel) -> None:
-        if self._router.service.cancel(peer.id, cancel.id):
+        joining = self._joining.pop((peer.id, cancel.id), None)
+        if self._router.service.cancel(peer.id, cancel.id) or joining is not None:
             self._drops.count("cancelled")
 
     def _on_event(self, peer: Peer, event: Event) -> None:
@@ -258,8 +260,15 @@ class Inbox:
             self.dispatch(peer, [with_body(whole.message, b"".join(pieces))])
             return
         session = peer.session
+        request = (peer.id, whole.message.id) if type(whole.message) is Request else None
+        if request is not None:
+            self._joining[request] = whole
 
         def joined(body: asyncio.Future[bytes]) -> None:
+            if request is not None:
+                if self._joining.get(request) is not whole:
+                    return  # cancelled
+                del self._joining[request]
             if peer.session == session and peer.path is not None and not body.cancelled() and not body.exception():
                 self.dispatch(peer, [with_body(whole.message, body.result())])
             else:

@@ -366,6 +366,7 @@ class Router:
     def _close_stream(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is not None and not self.closed:
             stream.peer.in_flight -= 1
+            self.chunks.abandon(stream.peer, stream.id)
             if stream.peer.path is not None:
                 self.post(stream.peer, Cancel(stream.id), 0)
 

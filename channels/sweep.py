@@ -78,6 +78,7 @@ class Sweep:
     def _stop_waiting(self, call_id: int, peer: Peer, *, cancelled: bool) -> None:
         """Nobody waits for a call any more: it was cancelled, or its time is up; tell the peer to stop working."""
         router = self._router
+        router.chunks.abandon(peer, call_id)
         if cancelled:
             router.fail(peer, call_id, None)
         else:

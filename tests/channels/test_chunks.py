@@ -19,7 +19,10 @@ class Sender:
         self.packets: list[tuple[list[Any], int]] = []
         self.peer = Peer("b", 1024)
         self.peer.path = Path("b", b"L1", outbound=True, address="", opened_at=0.0)
-        self.chunks = Chunks(INFERENCE, lambda *_: None, self.send, lambda *_: None, Drops())
+        self.posted: list[Any] = []
+        self.chunks = Chunks(
+            INFERENCE, lambda _, message, __: self.posted.append(message), self.send, lambda *_: None, Drops()
+        )
 
     def send(self, _: Peer, messages: list[Any], piece: memoryview) -> bool:
         self.packets.append((messages, len(piece)))
@@ -62,6 +65,27 @@ def test_bodies_take_turns_long_enough_to_finish_most() -> None:
     sender.acknowledge_all()
     order = [messages[0].transfer for messages, _ in sender.packets]
     assert order == [1, 1, 1, 1, 2, 2, 3, 4, 4, 1, 1, 4]
+
+
+def test_of_a_request_that_was_cancelled_no_more_is_sent_and_the_peer_forgets_the_rest() -> None:
+    sender = Sender()
+    for number in (1, 2, 3):
+        sender.start(number, 5 * MIB)
+    sent = [messages[0] for messages, _ in sender.packets]
+    assert sent == [Chunk(1, n, 5 * MIB) for n in range(INFERENCE.chunk_window)]
+    sender.chunks.abandon(sender.peer, 1)
+    sender.chunks.abandon(sender.peer, 3)  # of which nothing was sent, so there is nothing to forget
+    sender.acknowledge_all()
+    assert [messages[0].transfer for messages, _ in sender.packets] == [1] * INFERENCE.chunk_window + [2] * 5
+    (given_up,) = sender.posted
+    assert given_up == Whole(1, 0, Request(1, "take", b"", 0.0, 1.0))
+
+    drops = Drops()
+    receiver = Chunks(INFERENCE, lambda *_: None, lambda *_: True, lambda *_: None, drops)
+    for chunk in sent:
+        receiver.on_chunk(sender.peer, chunk, bytes(MIB))
+    assert receiver.on_whole(sender.peer, given_up) is None
+    assert dict(drops.by_reason) == {"cancelled": 1}
 
 
 def run(pace: Pace, *, way_s: float, chunks_per_s: float, acknowledgements: int = 5000) -> None:
