@@ -25,6 +25,8 @@ from channels.transport import Incoming
 from channels.zeromq import open_channels
 
 PROBE = struct.Struct(">Qd")  # number, scheduled at
+#: Between two probes. The one is no multiple of the other, or both would always leave in one turn of the loop.
+COORDINATE_S, TELL_S = 0.0203, 0.01
 BURST = 16  # messages a flood sends before it lets the loop turn
 
 
@@ -97,7 +99,7 @@ class Probe:
         self._violations = 0
         before, moved = await self._taken(), 0
         begin = time.monotonic()
-        stops = [beat(0.1, self._ask), beat(0.01, self._tell)]
+        stops = [beat(COORDINATE_S, self._ask), beat(TELL_S, self._tell)]
         try:
             if flood == "telemetry":
                 moved = await self._telemetry(rate, body, begin + seconds)
