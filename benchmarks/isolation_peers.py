@@ -8,6 +8,7 @@ JSON object a line, {"flood": "", "telemetry" or "inference", "rate": messages/s
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import struct
@@ -206,6 +207,7 @@ class Probe:
 
 def main() -> None:
     arm, role, *rest = sys.argv[1:]
+    gc.freeze()  # as `meshnode start` does
     uvloop.run(serve(arm) if role == "serve" else Probe(arm, json.loads(rest[0])).run())
 
 

@@ -109,6 +109,8 @@ async def _tell_while_joining(config: Config) -> None:
 
 
 async def _run(node: Node, told: asyncio.Event) -> None:
+    import gc
+
     from meshnode.local_nodes import registered
 
     with registered(node.ready, node.token):
@@ -116,6 +118,10 @@ async def _run(node: Node, told: asyncio.Event) -> None:
             _write_whole(node.config.ready_file, node.ready)
         _greet(node)
         _reload_on_hangup(node)
+        # What is loaded by now stays: without this each full collection walks all of it, and holds the loop for 10 ms,
+        # or for 100 where much is loaded, whatever is urgent meanwhile.
+        gc.collect()
+        gc.freeze()
         await _first_of(told.wait(), node.wait_left())
         await node.leave()
 
