@@ -70,7 +70,7 @@ def main() -> None:
         try:
             while not ready.exists():
                 time.sleep(0.05)
-            from meshnode.runtime.node import run
+            from meshnode.runtime.loop import run
 
             run(measure(json.loads(ready.read_text())["gossip"]))
         finally:

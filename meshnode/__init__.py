@@ -7,7 +7,9 @@ The front door. `App` declares programs, handlers, tools and metrics; `Node` is 
 The layers, each seeing only what stands below it:
 
     cli, observe, evaluation, storage      what people do with a mesh; see a node only through `meshnode.mesh.Mesh`
-    runtime, membership, workers           one node: order of start, gossip, worker processes, dispatch
+    node                                   one node: its life, and how its parts are put together
+    membership, replication, workers       gossip, replicated state, worker processes
+    runtime, persistence                   drivers of pure cores and supervised tasks; log and snapshots on disk
     consensus                              agreement, pure: Raft and the Byzantine vote
     channels                               transport: four ZeroMQ channels, one envelope
 
@@ -49,8 +51,8 @@ if TYPE_CHECKING:
         WorkerCrashed,
     )
     from meshnode.mesh import Member, MemberChange, Mesh
+    from meshnode.node import Node
     from meshnode.progress import show_progress
-    from meshnode.runtime.node import Node
 
 __version__ = "0.1.0"
 
@@ -61,7 +63,7 @@ _HOME = {
     "Member": "meshnode.mesh",
     "MemberChange": "meshnode.mesh",
     "Mesh": "meshnode.mesh",
-    "Node": "meshnode.runtime.node",
+    "Node": "meshnode.node",
     "connect": "meshnode.blocking",
     "show_progress": "meshnode.progress",
 }

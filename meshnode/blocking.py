@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from meshnode.integrations.dspy.optimizers import MeshBootstrapFewShot, MeshEvaluate, MeshRandomSearch
     from meshnode.integrations.dspy.session import DspySession
     from meshnode.integrations.dspy.sharing import SharedCache
+    from meshnode.node import Node
     from meshnode.optimisation.results import OptimisationResult
     from meshnode.pipelines import Pipeline, PipelineResult
-    from meshnode.runtime.node import Node
 
 T = TypeVar("T")
 
@@ -256,7 +256,7 @@ def connect(*seeds: str, app: App | None = None, **settings: Any) -> BlockingMes
 
 
 async def _start(config: Config, app: App | None) -> Node:
-    from meshnode.runtime.node import Node
+    from meshnode.node import Node
 
     node = Node(config, app=app)
     await node.start()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import meshnode
 from benchmarks.measure import drive
-from meshnode.runtime.node import run
+from meshnode.runtime.loop import run
 
 VARIABLE = "temperature"
 

@@ -102,9 +102,9 @@ def _here(
     import msgspec
 
     from meshnode import Node
-    from meshnode.cli.loop import run
     from meshnode.cli.settings import load
     from meshnode.observe.logs import configure_logs
+    from meshnode.runtime.loop import run
     from meshnode.storage import default_url
 
     if options.pop("keep", False):

@@ -97,9 +97,9 @@ def _work(
     show: Show,
 ) -> OptimisationResult:
     from meshnode import Node
-    from meshnode.cli.loop import run
     from meshnode.cli.output import say
     from meshnode.observe.logs import configure_logs
+    from meshnode.runtime.loop import run
 
     configure_logs(config.log_level)
     kept: list[str] = []

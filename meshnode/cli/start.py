@@ -31,12 +31,12 @@ def start(file: Path | None, log_format: Literal["auto", "json", "text"], **sett
 
     reading = begin(lambda: load(file, **settings))
     _import_lean()
-    import meshnode.runtime.node  # noqa: F401 - while the settings are read
+    import meshnode.node  # noqa: F401 - while the settings are read
 
     config = reading()
 
-    from meshnode.cli.loop import run
     from meshnode.observe.logs import configure_logs
+    from meshnode.runtime.loop import run
 
     configure_logs(config.log_level, form=log_format)
     run(_serve(config))

@@ -11,11 +11,10 @@ import asyncio
 import random
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -62,7 +61,6 @@ from meshnode.membership.settings import LAN, Settings
 from meshnode.membership.streams import Streams
 from meshnode.membership.swim import Swim
 from meshnode.mesh import Caller, Member, MemberChange, R, Request
-from meshnode.runtime.directory import Watch
 from meshnode.runtime.driver import Driver
 
 log = structlog.get_logger("meshnode.membership")
@@ -137,7 +135,6 @@ class Membership:
         self._introduced: dict[str, tuple[Member, bytes, tuple[bytes, bytes]]] = {}
         self._pinged: dict[int, tuple[str, float]] = {}
         self._round_trips: dict[str, float] = {}
-        self._watches: WeakSet[Watch] = WeakSet()
         self._quiet: asyncio.Event | None = None
         self._source = ""  # where the datagram that is being taken in came from
         self._closed = False
@@ -225,12 +222,6 @@ class Membership:
     def record(self, node_id: str) -> Record | None:
         """What a member last said of itself; None if it isn't known."""
         return self._swim.record(node_id)
-
-    def watch(self) -> AsyncIterator[MemberChange]:
-        """Every change from this call on, in order."""
-        watch = Watch()
-        self._watches.add(watch)
-        return watch
 
     def round_trips(self) -> Mapping[str, float]:
         """Smoothed round trip of a probe in seconds, by node id."""
@@ -384,8 +375,6 @@ class Membership:
             else:
                 self._part(member.node_id)
         self._changed(change)
-        for watch in list(self._watches):
-            watch.put(change)
 
     def _part(self, node_id: str) -> None:
         known = self._introduced.pop(node_id, None)

@@ -1,1 +1,1 @@
-"""One node at run time: start and stop in order, drive the cores, dispatch messages, supervise tasks."""
+"""How what is ours runs on the event loop: drivers of pure cores, supervised tasks, the loop itself."""

@@ -14,8 +14,8 @@ import meshnode
 from channels.transport import FaultError, Incoming
 from meshnode.errors import InvalidInput, UnknownMethod
 from meshnode.evaluation.messages import RunTask
+from meshnode.node.dispatch import OBSERVING, Dispatch
 from meshnode.replication.messages import Propose
-from meshnode.runtime.dispatch import OBSERVING, Dispatch
 from meshnode.spans import HEADER, PASSED_BY, ROOTS_PER_S, SPANS_PER_S, Span, Spans, current, within
 from tests.e2e.app import app
 

@@ -165,7 +165,7 @@ async def test_an_unreachable_seed_is_retried_told_and_given_up(meshnode: Comman
     assert (outcome.code, outcome.out) == (1, "")
     assert last.startswith("error: ")
     assert seed in last
-    assert [json.loads(line)["seeds"] for line in log if "trying on" in line] == [seed]
+    assert {json.loads(line)["seeds"] for line in log if "trying on" in line} == {seed}  # once or more, by the machine
 
 
 async def test_a_node_that_can_not_go_on_ends_with_its_error(meshnode: CommandLine) -> None:

@@ -15,7 +15,7 @@ from meshnode.lm_cache import ENTRY_BYTES, TAG
 from meshnode.lm_cache.service import COPIES, Found, GetAnswer, LmCache, PutAnswer
 from meshnode.lm_cache.store import Store
 from meshnode.mesh import Caller, Member
-from meshnode.runtime.node import Node
+from meshnode.node import Node
 
 
 class Net:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Iterable
 import pytest
 
 from meshnode.runtime.driver import Driver
-from meshnode.runtime.node import run
+from meshnode.runtime.loop import run
 
 
 class Counting:

@@ -364,4 +364,8 @@ async def test_a_worker_process_imports_little(tmp_path: Path, monkeypatch: pyte
         loaded = set(answer(await pool.run(task("modules"))))
     assert "msgspec" in loaded
     assert not loaded & {"typer", "pydantic", "starlette", "rich", "structlog", "uvicorn", "httpx", "numpy"}
-    assert not {name for name in loaded if name.startswith(("meshnode.runtime", "meshnode.cli", "meshnode.config"))}
+    assert not {
+        name
+        for name in loaded
+        if name.startswith(("meshnode.node", "meshnode.runtime", "meshnode.cli", "meshnode.config"))
+    }

@@ -25,20 +25,19 @@ PUSH_AFTER_S = 0.01
 class Work:
     """The pool of one node. A client has none until it runs a task itself: then one is started.
 
-    `load(slots, busy)` is told whenever they change; clients offer nothing. Tools that programs call are answered over
-    `mesh` by whoever asked for the run.
+    Tools that programs call are answered over `mesh` by whoever asked for the run.
     """
 
-    def __init__(self, app: App | None, config: Config, load: Callable[[int, int], None], mesh: Mesh) -> None:
+    def __init__(self, app: App | None, config: Config, mesh: Mesh, spans: Spans | None) -> None:
         self._app = app
         self._config = config
-        self._load = load
+        self._spans = spans
+        self._load: Callable[[int, int], None] | None = None
+        self._environment: Mapping[str, str] = {}
         self._tools = ToolRouter(mesh, self.call_tool)
         self._variables: Mapping[str, Any] | None = None
         self._stop_following: Callable[[], None] | None = None
         self._pool: WorkerPool | None = None
-        self.spans: Spans | None = None
-        self.environment: Mapping[str, str] = {}  # for worker processes, beside this one's
         self._starting: asyncio.Task[WorkerPool] | None = None
         self._offers = config.role == "node" and app is not None and config.workers > 0
 
@@ -47,14 +46,19 @@ class Work:
         """What this node offers to the mesh, sorted."""
         return tuple(sorted(self._app.programs)) if self._offers and self._app is not None else ()
 
-    async def start(self) -> None:
-        """Start the workers, if this node offers any. Raises AppError if they can't load the app."""
+    async def start(self, load: Callable[[int, int], None], environment: Mapping[str, str]) -> None:
+        """Start the workers, if this node offers any. Raises AppError if they can't load the app.
+
+        load: told (slots, busy) whenever they change; clients offer nothing. environment: for worker processes, beside
+        this one's.
+        """
+        self._load, self._environment = load, environment
         if self._offers:
             await self._started()
 
     def tell(self) -> None:
         """Tell the mesh the load as it is."""
-        if self._offers and self._pool is not None:
+        if self._load is not None and self._offers and self._pool is not None:
             self._load(self._pool.slots, self._pool.busy)
 
     async def run(self, message: RunTask, caller: Caller) -> TaskReply:
@@ -73,7 +77,7 @@ class Work:
             attempt=message.attempt,
             caller=caller.peer,
         )
-        span = None if self.spans is None else self.spans.begin(f"task {message.program}")
+        span = None if self._spans is None else self._spans.begin(f"task {message.program}")
         running = asyncio.ensure_future(pool.run(task))
         self.tell()
         try:
@@ -91,7 +95,7 @@ class Work:
             raise UnknownMethod(f"this node has no tool {name!r}; its tools: {known or 'none'}")
         self._app.tools[name].check(args)  # here already: what is refused costs no worker
         pool = self._pool or await self._started()
-        with within(self.spans, f"tool {name}"):
+        with within(self._spans, f"tool {name}"):
             return await pool.call_tool(name, args, timeout_s=timeout_s)
 
     def follow(self, state: State, read: Callable[[], Mapping[str, Any]]) -> None:
@@ -164,7 +168,7 @@ class Work:
             limits=Limits(memory_limit_bytes=memory_mb * 2**20 if memory_mb else None),
             on_tool_call=self._tools.route,
             on_change=self.tell,
-            environment=self.environment,
+            environment=self._environment,
         )
         try:
             await pool.start()

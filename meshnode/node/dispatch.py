@@ -39,14 +39,18 @@ UserHandler = Callable[[Any, Context], Any]
 
 
 class Dispatch:
-    """Sends typed messages and answers them. One per node; `attach` gives it the channels once they are open."""
+    """Sends typed messages and answers them. One per node; `attach` gives it the channels once they are open.
 
-    def __init__(self) -> None:
+    spans: where what passes is traced; None: nothing is, and nothing paid for it.
+    """
+
+    def __init__(self, spans: Spans | None = None) -> None:
+        self.spans = spans
         self._responders: dict[str, Callable[[Incoming], Reply]] = {}
         self._came_over: dict[str, ChannelName] = {}
         self._decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
         self._channels: Mapping[ChannelName, Channel] = {}
-        self.spans: Spans | None = None  # None: nothing is traced, and nothing paid for it
+        self._on_left: list[Callable[[str], None]] = []
 
     def attach(self, channels: Channels) -> None:
         """Use these channels from now on."""
@@ -107,6 +111,15 @@ class Dispatch:
             raise
         except Exception as error:
             raise FaultError(to_fault(error)) from error
+
+    def on_left(self, tell: Callable[[str], None]) -> None:
+        """Call `tell(peer)` whenever the link to a peer breaks."""
+        self._on_left.append(tell)
+
+    def left(self, peer: str) -> None:
+        """What the channels call when the link to a peer breaks."""
+        for tell in self._on_left:
+            tell(peer)
 
     def methods(self) -> list[str]:
         """The users' handlers on this node, sorted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshnode.config import Config
-from meshnode.runtime.addresses import http_address, may_move, new_host_of
+from meshnode.node.addresses import http_address, may_move, new_host_of
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import structlog
 
 from meshnode.errors import InvalidInput, MeshError
 from meshnode.membership.events import Events
-from meshnode.runtime.dispatch import Context
+from meshnode.node.dispatch import Context
 from meshnode.values import pack, unpack
 
 log = structlog.get_logger("meshnode.events")

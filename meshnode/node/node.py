@@ -1,6 +1,6 @@
-"""One node of the mesh: constructs its parts in order, connects them, closes them in reverse.
+"""One node of the mesh, as programs hold it: its life, what it knows, what it does.
 
-    identity -> channels -> workers -> membership (bind) -> handlers -> HTTP -> join -> ready
+    identity -> parts (assembly.py) -> HTTP -> join -> serving -> leave -> everything closed, in reverse
 
 Everything that decides stands elsewhere: membership's core, the pool, dispatch, the evaluation's plan. A growing
 `match` in this file belongs in one of those.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -24,13 +25,15 @@ from meshnode.evaluation.under_way import UnderWay
 from meshnode.identity import load_identity
 from meshnode.local_nodes import node_token
 from meshnode.mesh import Member, MemberChange
+from meshnode.node.addresses import host_of
+from meshnode.node.assembly import Assembly
+from meshnode.node.directory import Directory
+from meshnode.node.dispatch import Dispatch
+from meshnode.node.events import NodeEvents
+from meshnode.node.facade import NodeMesh
+from meshnode.node.parts import Parts
 from meshnode.observe.health import state_health
 from meshnode.observe.logs import log_as_a_library, logging_of, the_node_here
-from meshnode.runtime.directory import Directory
-from meshnode.runtime.dispatch import Dispatch
-from meshnode.runtime.events import NodeEvents
-from meshnode.runtime.facade import NodeMesh
-from meshnode.runtime.parts import Parts, start_http, start_parts
 from meshnode.spans import Spans, within
 
 if TYPE_CHECKING:
@@ -66,9 +69,9 @@ class Node:
         self.name = self.config.name or f"{os.uname().nodename.split('.')[0]}-{self.identity.node_id[:4]}"
         self.token = node_token(self.config.token_file)
         self.directory = Directory()
-        self.dispatch = Dispatch()
-        self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)
         self.spans = Spans(self.name) if self.config.spans else None
+        self.dispatch = Dispatch(self.spans)
+        self.mesh = NodeMesh(self.identity.node_id, self.directory, self.dispatch)
         self.under_way = UnderWay()
         self._parts: Parts | None = None
         self._stack: AsyncExitStack | None = None
@@ -93,15 +96,41 @@ class Node:
                 from meshnode.integrations.otel import export
 
                 self._stack.push_async_callback(asyncio.to_thread, export(self.spans, self.config.otlp))
-            self._parts = await start_parts(self, self._stack)
-            if self._parts.listener is not None:
-                await start_http(self, self._parts.listener, self._stack)
+            if self.app is None and self.config.app is not None:
+                from meshnode.app import load_app
+
+                self.app = load_app(self.config.app)
+            self._parts = await self._assembly(self._stack).make()
+            if self._parts.http_listener is not None:
+                await self._serve_http(self._parts.http_listener, self._stack)
             await self._parts.join()
         except BaseException:
             await self._stack.aclose()
             raise
         self._serving = self._joined = True
         log.info("serving", node=self.name, node_id=self.node_id, mesh=self.mesh_id, gossip=self.ready["gossip"])
+
+    def _assembly(self, stack: AsyncExitStack) -> Assembly:
+        return Assembly(
+            config=self.config,
+            app=self.app,
+            identity=self.identity,
+            name=self.name,
+            directory=self.directory,
+            dispatch=self.dispatch,
+            mesh=self.mesh,
+            spans=self.spans,
+            fail=self.fail,
+            stack=stack,
+        )
+
+    async def _serve_http(self, listener: socket.socket, stack: AsyncExitStack) -> None:
+        from meshnode.observe.http import build
+        from meshnode.observe.server import HttpServer
+
+        server = HttpServer(build(self, token=self.token, hosts=[host_of(self.config)]), listener)
+        stack.push_async_callback(server.close)
+        await server.start()
 
     async def leave(self) -> None:
         """Tell the mesh that this node goes, and take no more work; `stop` then frees everything."""
@@ -363,12 +392,3 @@ class Node:
         finally:
             if self._stack is not None:
                 await self._stack.aclose()
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """`asyncio.run` on uvloop where there is one."""
-    try:
-        import uvloop
-    except ImportError:  # not on Windows
-        return asyncio.run(work)
-    return uvloop.run(work)

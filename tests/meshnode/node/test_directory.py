@@ -4,7 +4,7 @@ import pytest
 
 from meshnode.errors import Unreachable
 from meshnode.mesh import Member, MemberChange, MemberState
-from meshnode.runtime.directory import Directory
+from meshnode.node.directory import Directory
 
 
 def member(node_id: str, name: str, state: MemberState = "alive", incarnation: int = 0) -> Member:

@@ -7,8 +7,8 @@ from typing import Any
 
 from meshnode.errors import MeshError
 from meshnode.mesh import E, Event, Member, MemberChange, R, Request, Responder, State
-from meshnode.runtime.directory import Directory
-from meshnode.runtime.dispatch import Dispatch
+from meshnode.node.directory import Directory
+from meshnode.node.dispatch import Dispatch
 from meshnode.values import pack, unpack
 
 
