@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from meshnode.addresses import BASE_PORT, has_port, join_address, split_address
 from meshnode.config_sources import Given, find_file, no_setting, read_environment, read_file
 from meshnode.errors import ConfigError
+from meshnode.redaction import hide_secrets
 
 __all__ = ["BASE_PORT", "Config", "join_address", "split_address"]
 
@@ -229,8 +230,6 @@ def _one_line(error: ValidationError, given: Mapping[str, Given]) -> str:
     where = given[name].source if name in given else "default"
     if first["type"] == "extra_forbidden":
         return no_setting(name, Config.model_fields)
-    from meshnode.observe.logs import hide_secrets
-
     rule = first["msg"].removeprefix("Value error, ")
     told = hide_secrets({(last := str(first["loc"][-1])): first.get("input")})[last]
     source = "" if where == "argument" else f", from {where}"

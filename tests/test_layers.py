@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,20 @@ def reaching(path: Path, *forbidden: str) -> set[str]:
     return under(imports(path), forbidden)
 
 
+# By lines, for to parse all files takes seconds: `from meshnode.x import (a, b)`, at the top or in a function.
+_IMPORT = re.compile(r"^[ \t]*from (meshnode[\w.]*) import (?:\(([^)]*)\)|([^\n#]*))", re.MULTILINE)
+
+
+def imports_within(known: dict[str, Path]) -> dict[str, set[str]]:
+    """Which of the known modules each of them imports, when it runs or for its types."""
+    found: dict[str, set[str]] = {module: set() for module in known}
+    for module, path in known.items():
+        for package, wrapped, plain in _IMPORT.findall(text_of(path)):
+            names = (f"{package}.{name.split()[0]}" for name in (wrapped or plain).split(",") if name.strip())
+            found[module] |= {name if name in known else package for name in names} & known.keys() - {module}
+    return found
+
+
 def under(names: Iterable[str], places: Iterable[str]) -> set[str]:
     """Those of the names that are one of the places, or within it."""
     prefixes = tuple(f"{place}." for place in places)
@@ -111,6 +127,23 @@ def test_the_state_on_disk_is_seen_only_by_its_front_and_sees_nothing_of_the_nod
     assert {path: found for path, names in seen.items() if (found := under(names, hidden))} == {}
     needed = offenders(inside, "channels", "meshnode")
     assert {path: found for path, names in needed.items() if (found := names - under(names, BELOW_DURABLE))} == {}
+
+
+def test_no_circle_runs_through_the_modules_or_the_packages_of_meshnode() -> None:
+    known = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in modules("meshnode")
+    }
+    by_module = imports_within(known)
+    by_package: dict[str, set[str]] = {}
+    for module, seen in by_module.items():
+        package = ".".join(module.split(".")[:2])
+        by_package.setdefault(package, set()).update(".".join(name.split(".")[:2]) for name in seen)
+        by_package[package].discard(package)
+    assert by_package["meshnode.node"] >= {"meshnode.membership", "meshnode.replication"}, "the rule sees nothing"
+    for graph in (by_module, by_package):
+        del graph["meshnode"]  # the front door: it hands names on when they are asked for
+        TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_core_never_imports_an_extra() -> None:

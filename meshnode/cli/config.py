@@ -31,7 +31,7 @@ def config(file: Path | None, node: str | None, as_json: bool, **settings: Any) 
 
 
 def _of_start(file: Path | None, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    from meshnode.observe.logs import hide_secrets
+    from meshnode.redaction import hide_secrets
 
     effective = load(file, **settings)
     return hide_secrets(effective.model_dump(mode="json")), effective.sources

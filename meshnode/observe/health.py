@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshnode.lm.usage import FAILING
-from meshnode.observe.logs import hide_in_text
+from meshnode.redaction import hide_in_text
 
 SLOW_SYNC_S = 2.0  # a disk that takes longer for one sync holds up every write that it votes on
 

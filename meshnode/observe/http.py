@@ -29,13 +29,13 @@ from meshnode.observe.evaluate import EvaluateEndpoint
 from meshnode.observe.events import EventsEndpoint
 from meshnode.observe.gossip import GossipRoutes
 from meshnode.observe.guard import Guard
-from meshnode.observe.logs import hide_secrets
 from meshnode.observe.picture import Picture
 from meshnode.observe.raft import RaftRoutes
 from meshnode.observe.security import SecurityRoutes
 from meshnode.observe.served import Served
 from meshnode.observe.tap import TapRoutes
 from meshnode.observe.variables import VariableRoutes
+from meshnode.redaction import hide_secrets
 
 MAX_CALL_BYTES = 16 * 1024 * 1024
 _WHILE_JOINING = ("/healthz", "/readyz")

@@ -10,30 +10,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 import structlog
 
+from meshnode.redaction import Redaction, secrets_of
 from meshnode.spans import current
 
-HIDDEN = "[hidden]"
 LogFormat = Literal["auto", "json", "text"]
 Where = Callable[[str | None], Mapping[str, Any]]
 
 _where: ContextVar[Where | None] = ContextVar("where", default=None)
 _in_this_process: list[Where] = []
-
-_SECRET_NAME = re.compile(
-    r"(?i)(^|[_.-])(token|secret|password|passwd|passphrase|api_?key|private_?key|authorization)s?$"
-)
-_SECRET_VARIABLE = re.compile(r"(?i)(key|token|secret|password)$")
-# A bearer token, credentials in an address, and keys in the form providers give them out.
-_SECRET_TEXT = re.compile(r"(?i)(?<=bearer )[\w.~+/=-]+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|\bsk-[\w-]{8,}")
-_MIN_SECRET = 8  # shorter values of variables named like secrets are "1" or "none", and would hide plain words
 
 
 def configure_logs(level: str, *, form: LogFormat = "auto", stream: TextIO | None = None) -> None:
@@ -51,7 +42,7 @@ def configure_logs(level: str, *, form: LogFormat = "auto", stream: TextIO | Non
             say_where,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
-            Redaction(secrets_of(os.environ)),
+            Redacted(),
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -76,7 +67,7 @@ def log_as_a_library() -> None:
             structlog.stdlib.filter_by_level,
             structlog.contextvars.merge_contextvars,
             say_where,
-            Redaction(secrets_of(os.environ)),
+            Redacted(),
             structlog.processors.KeyValueRenderer(key_order=["event"]),
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -119,58 +110,23 @@ def say_where(logger: Any, method: str, event: MutableMapping[str, Any]) -> Muta
     return event
 
 
-class Redaction:
-    """A structlog processor that hides values by their name, and known or recognisable secrets inside any text."""
+class Redacted:
+    """A structlog processor that hides secrets in all that a record says."""
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted((re.escape(secret) for secret in secrets), key=len, reverse=True)
-        self._known = re.compile("|".join(known)) if known else None
+    def __init__(self) -> None:
+        self._redaction = Redaction(secrets_of(os.environ))
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Redact one event."""
         del logger, method
         for name, value in event.items():
-            event[name] = self._clean(name, value)
+            if name != "exc_info":
+                event[name] = self._redaction.value(name, value)
         # Formatted here, so that a secret in an exception's text or a traceback is seen, too.
         if event.get("exc_info"):
             structlog.processors.format_exc_info(None, "", event)
-            event["exception"] = self._text(str(event.get("exception", "")))
+            event["exception"] = self._redaction.text(str(event.get("exception", "")))
         return event
-
-    def _clean(self, name: str, value: Any) -> Any:
-        if name == "exc_info":
-            return value
-        if _SECRET_NAME.search(name) and value is not None:
-            # `prompt_tokens: 812` counts words.
-            return value if isinstance(value, int) and name.endswith("tokens") else HIDDEN
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, Mapping):
-            return {key: self._clean(str(key), inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._clean("", inner) for inner in value]
-        return value if value is None or isinstance(value, int | float) else self._text(str(value))
-
-    def _text(self, text: str) -> str:
-        if self._known is not None:
-            text = self._known.sub(HIDDEN, text)
-        return _SECRET_TEXT.sub(HIDDEN, text)
-
-
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """The values of environment variables that are named like secrets (LM_KEY, …_TOKEN, …)."""
-    return [value for name, value in environment.items() if _SECRET_VARIABLE.search(name) and len(value) >= _MIN_SECRET]
-
-
-def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy for showing: what is named like a secret, or looks like one, is hidden."""
-    redaction = Redaction(secrets_of(os.environ))
-    return {name: redaction._clean(name, value) for name, value in values.items()}
-
-
-def hide_in_text(text: str) -> str:
-    """A text from elsewhere, without the secrets that can be recognised in it."""
-    return Redaction(secrets_of(os.environ))._text(text)
 
 
 class _ToStructlog(logging.Handler):

@@ -19,7 +19,6 @@ from dspy.primitives.module import ProgramMeta
 
 import meshnode
 from meshnode.app import App
-from meshnode.blocking import BlockingMesh
 from meshnode.config import Config
 from meshnode.integrations.dspy import models, state, worker
 from meshnode.integrations.dspy.codec import NotCarried
@@ -43,7 +42,7 @@ class Proxying:
         app = App()
         app.program(PROGRAM)(lambda: self._serve)
         node = {"port": 0, "http": False, "gossip_profile": "local", "worker_threads": 64}
-        self._node = BlockingMesh(Config(name="node", **node), app)
+        self._node = meshnode.BlockingMesh(Config(name="node", **node), app)
         self._client = meshnode.connect(self._node._node.ready["gossip"], app=app, name="client")
         while not any(member.slots for member in self._client.members()):
             self._client._run(self._client._now(lambda: None))
@@ -106,7 +105,7 @@ class Proxying:
 
 
 class _LoopLink(Link):
-    def __init__(self, client: BlockingMesh) -> None:
+    def __init__(self, client: meshnode.BlockingMesh) -> None:
         node = client._node
         super().__init__(node.mesh, None, client._submit, timeout_s=node.config.task_timeout_s)
 
