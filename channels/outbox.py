@@ -55,7 +55,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._dirty: list[Peer] = []
         self._flushing = False
-        self._lonely = False
+        self.lonely = False  # in the last tick nobody got two messages
         self._turn_s = spec.drain_s
         self._count = 0  # of messages sent in this tick
         self.waits = False  # packets are being handed over; on_drained will flush
@@ -84,7 +84,7 @@ class Outbox:
                 self._loop.call_soon(self.flush)
         peer.dirty = True
         self._dirty.append(peer)
-        if self._lonely and not self.waits:
+        if self.lonely and not self.waits:
             path = peer.path
             if path is not None and path.link is not None and not peer.blocked:
                 # In the last tick nobody got two: don't let this one wait for company that mostly doesn't come. What
@@ -101,7 +101,7 @@ class Outbox:
             peer.dirty = False
             if not peer.blocked:  # else `unblock` sends, or each tick would encode in vain
                 self.send(peer)
-        self._lonely = self._count <= len(dirty)
+        self.lonely = self._count <= len(dirty)
         self._wire.flushed()
 
     def close(self) -> None:
