@@ -171,6 +171,9 @@ class Dispatch:
                 span.end(None if isinstance(error, GeneratorExit) else error)
             raise
         finally:
+            # The channel still knows of it: a stream that nobody reads any more would go on until its time is up.
+            if (close := getattr(parts, "aclose", None)) is not None:
+                await close()
             if span is not None:
                 span.end()
 

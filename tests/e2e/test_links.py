@@ -67,7 +67,7 @@ async def test_an_idle_mesh_holds_few_links_and_closes_those_that_served(nodes: 
         return (
             len(nodes[0].status()["voters"]) == VOTERS
             and held["coordination"] <= 2 * (VOTERS - 1) + exchanges
-            and held["inference"] <= 2 * (NODES - 1)
+            and held["inference"] <= 2 * (NODES - VOTERS)
             and held["telemetry"] == held["real_time"] == 0
         )
 
