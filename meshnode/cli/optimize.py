@@ -104,14 +104,9 @@ def _work(
     configure_logs(config.log_level)
     kept: list[str] = []
 
-    def note(progress: OptimisationProgress) -> None:
-        if not kept and progress.run is not None:
-            kept.append(progress.run)
-        show(progress)
-
     async def work() -> OptimisationResult:
         async with Node(config) as node:
-            return await node.optimize(program, data, on_progress=note, **settings)
+            return await node.optimize(program, data, on_progress=show, on_run=kept.append, **settings)
 
     try:
         return run(work())

@@ -71,6 +71,7 @@ async def optimize(
     variables: Mapping[str, Domain] | None = None,
     base: State | None = None,
     on_progress: Callable[[OptimisationProgress], None] | None = None,
+    on_run: Callable[[str], None] | None = None,
     run: str | None = None,
     runs: Runs | str | None = None,
     **settings: Any,
@@ -81,7 +82,8 @@ async def optimize(
     drawn by the seed, and the other half is scored: what is shown is never asked. max_demos: shown at once, 0 for none.
     instructions: texts to choose among. variables: name to `OneOf` or `Range`. base: the state to start from.
     `runs`: a store of runs, or its URL, in which this one is kept; `run`: the id of one to go on with there, with all
-    else as it was; what finished is not run again. Cancelling it keeps what is done.
+    else as it was; what finished is not run again. Cancelling it keeps what is done. `on_run` is called with the id
+    before anything is run, if it is kept.
 
     Raises InvalidInput (nothing varies, bad data, no such strategy), and what `evaluate` raises.
     """
@@ -104,6 +106,8 @@ async def optimize(
     strategy = registry.make(plan.strategy, space, random.Random(plan.seed), plan.options)
     told = {**_told(plan, space), "examples": _digest(scored), "train": _digest(taught)}
     async with _open_history(run, runs, program, told, every=plan.checkpoint_every) as history:
+        if on_run is not None and history is not None:
+            on_run(history.run_id)
         return await Optimizer(mesh, program, scored, space, plan, history, on_progress=on_progress).run(strategy)
 
 

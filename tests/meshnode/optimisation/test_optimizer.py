@@ -125,20 +125,23 @@ async def test_a_run_cut_off_anywhere_goes_on_and_runs_nothing_twice(strategy: s
         """Stops answering after so many runs, as if the asker were gone then."""
 
         async def answer(self, task: RunTask) -> TaskReply:
+            assert named, "the run has a name before anything is run"
             if sum(self.runs.values()) >= 140:
                 stopped.set()
                 await asyncio.Event().wait()
             return await super().answer(task)
 
     stopped = asyncio.Event()
+    named: list[str] = []
     program = Cut()
     store = open_runs(f"sqlite:///{tmp_path / 'runs.db'}")
-    work = asyncio.create_task(improve(program, **options, runs=store))
+    work = asyncio.create_task(improve(program, **options, runs=store, on_run=named.append))
     await stopped.wait()
     work.cancel()
     await asyncio.wait([work])
     [run] = store.list_runs()
     assert (run.kind, run.state) == ("optimisation", "stopped")
+    assert named == [run.run_id]
     journalled = len(store.load_finished(run.run_id, limit=10_000))
     rest = Program()
     resumed = await improve(rest, **options, runs=store, run=run.run_id)
