@@ -100,6 +100,10 @@ class Table:
         """How many other members are alive or suspect."""
         return len(self._live)
 
+    def live_ids(self) -> set[str]:
+        """The other members that are alive or suspect."""
+        return {known.record.node_id for known in self._live}
+
     def add(self, known: Known) -> None:
         """Take in a member heard of for the first time."""
         self._by_id[known.record.node_id] = known

@@ -10,7 +10,7 @@
 A node doubts itself, too: each unanswered probe whose helpers did not even send a nack stretches its own timeouts.
 Whoever hears of a suspicion pings the suspect at once and tells it (buddy system): it can refute sooner, or another
 accuser is found sooner. The dead are pinged now and then, with what is said of them: a member that lives refutes, and
-so partitions heal.
+so partitions heal. Who leaves pings a few with its goodbye: their answers show that it was heard.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import random
 from dataclasses import dataclass
 
 from meshnode.membership.beliefs import Beliefs
+from meshnode.membership.broadcasts import ITEM_BYTES
 from meshnode.membership.effects import Duplicated, Effect, Send, SendReliable
 from meshnode.membership.health import Health
 from meshnode.membership.members import Known
@@ -82,6 +83,8 @@ class Prober:
         self._retries: dict[str, tuple[int, int]] = {}  # node id: earliest tick of the next retry, current back-off
         self._retried: dict[int, Known] = {}
         self._identified: dict[int, tuple[Holder, bool]] = {}
+        self._parting: dict[int, str] = {}
+        self.told: set[str] = set()  # who answered this node's goodbye
         beliefs.suspected = self._on_suspected
         beliefs.twin = lambda record: self.identify(Holder(record.name, record.address, record.started), joining=False)
 
@@ -139,6 +142,13 @@ class Prober:
         ping = Ping(self._sequence, me.record.node_id, me.record.node_id, me.load)
         self._out.append(Send(holder.address, ping))
 
+    def part(self, target: Known) -> None:
+        """Tell a member that this node left. Our record goes along: who had never heard of us learns both."""
+        me, node_id = self._beliefs.me, target.record.node_id
+        fits = len(me.alive) + len(me.claim) + 2 * ITEM_BYTES <= ROOM
+        told = (me.alive, me.claim) if fits else (me.claim,)
+        self._parting[self._send_ping(target.record.address, node_id, told)] = node_id
+
     def on_request(self, request: PingRequest, source: str) -> None:
         """Ping a member for somebody else."""
         target = self._beliefs.table.get(request.target)
@@ -151,7 +161,7 @@ class Prober:
         self._timers.after(self._settings.probe_interval_ticks, self._relays.pop, sequence, None)
 
     def on_ack(self, ack: Ack) -> None:
-        """Somebody answered: a probe of ours, one for somebody else, one to the dead, or a twin."""
+        """Somebody answered: a probe of ours, one for somebody else, one to the dead, a goodbye, or a twin."""
         probe = self._probes.get(ack.sequence)
         if probe is not None and probe.target.record.node_id == ack.source:
             self._end(ack.sequence, probe)
@@ -167,6 +177,9 @@ class Prober:
             # What either side missed of the other comes at once, not at the next random exchange.
             if retried.state == "alive":
                 self._out.append(SendReliable(ack.source, self.offer()))
+            return
+        if self._parting.get(ack.sequence) == ack.source:
+            self.told.add(ack.source)
             return
         holder, joining = self._identified.pop(ack.sequence, (None, False))
         me = self._beliefs.me.record

@@ -135,7 +135,7 @@ class Membership:
         self._introduced: dict[str, tuple[Member, bytes, tuple[bytes, bytes]]] = {}
         self._pinged: dict[int, tuple[str, float]] = {}
         self._round_trips: dict[str, float] = {}
-        self._quiet: asyncio.Event | None = None
+        self._parted: asyncio.Event | None = None
         self._source = ""  # where the datagram that is being taken in came from
         self._closed = False
 
@@ -182,14 +182,14 @@ class Membership:
         return founded
 
     async def leave(self, timeout_s: float = 5.0) -> None:
-        """Say goodbye and wait until it was passed on, or until the time is up."""
+        """Say goodbye and wait until it was heard, or passed on often enough, or until the time is up."""
         if self._closed or not self._joined:
             return
-        self._quiet = asyncio.Event()
+        self._parted = asyncio.Event()
         self._run(self._swim.leave())
         if self._swim.statistics()["live"] > 1:
             try:
-                await asyncio.wait_for(self._quiet.wait(), timeout_s)
+                await asyncio.wait_for(self._parted.wait(), timeout_s)
             except TimeoutError:
                 log.info("left before everybody could be told", timeout_s=timeout_s)
 
@@ -296,14 +296,17 @@ class Membership:
     def tick(self) -> list[Effect]:
         """Called by the driver."""
         effects = self._swim.tick()
-        if self._quiet is not None and self._swim.quiet:
-            self._quiet.set()
+        self._look_whether_parted()
         if self._peers_file is not None and self._joined:
             now = asyncio.get_running_loop().time()
             if now >= self._peers_due:
                 self._peers_due = now + _KEEP_PEERS_S
                 self._keep_peers(self._peers_file)
         return effects
+
+    def _look_whether_parted(self) -> None:
+        if self._parted is not None and self._swim.parted:
+            self._parted.set()
 
     def _expect(self, kept: Iterable[KeptPeer]) -> None:
         for peer in kept:
@@ -446,6 +449,7 @@ class Membership:
                 self._source = source
                 self._run(self._swim.step(message, source))
                 self._source = ""
+                self._look_whether_parted()
 
     def _time(self, sequence: int, target: str) -> None:
         if len(self._pinged) >= _TIMED_MAX:

@@ -94,6 +94,7 @@ from meshnode.mesh import Member
 _GOSSIP_ROOM = DATAGRAM_BYTES - SEAL_BYTES - 80  # a Gossip's own fields are short
 _PING_BYTES = 90  # one without updates
 _REAP_TICKS = 600
+_TOLD_MIN = 3  # who hears that a node left tells others: so many, and it gets around
 
 
 class Swim:
@@ -150,9 +151,15 @@ class Swim:
         }
 
     @property
-    def quiet(self) -> bool:
-        """Whether nothing waits to be passed on."""
-        return not len(self._beliefs.broadcasts)
+    def parted(self) -> bool:
+        """Whether a node that said goodbye may go: some have answered it, or all others, and users' events are out.
+
+        Or everything was passed on as often as any news is, whoever answered.
+        """
+        waiting, told = self._beliefs.broadcasts, self._prober.told
+        if not len(waiting):
+            return True
+        return not len(waiting.shouts) and (len(told) >= _TOLD_MIN or told >= self._beliefs.table.live_ids())
 
     def tick(self) -> list[Effect]:
         """One tick has passed."""
@@ -307,11 +314,17 @@ class Swim:
         return known.alive if known is not None else b""
 
     def leave(self) -> list[Effect]:
-        """Say goodbye. Keep ticking until `quiet`, so that it is heard."""
+        """Say goodbye. Keep ticking until `parted`, so that it is heard."""
         if not self._beliefs.leaving:
             self._beliefs.leave()
-            self._gossip_to(self._beliefs.table.sample(self._rng, 2 * self.settings.gossip_fanout))
+            self._part()
         return self._take()
+
+    def _part(self) -> None:
+        for known in self._beliefs.table.sample(self._rng, 2 * self.settings.gossip_fanout):
+            if known.record.node_id not in self._prober.told:
+                self._prober.part(known)
+        self._timers.after(self.settings.probe_timeout_ticks, self._part)
 
     def _take(self) -> list[Effect]:
         effects = self._out.copy()

@@ -202,6 +202,27 @@ def test_of_two_processes_with_one_identity_the_younger_stops() -> None:
     assert all(node.swim.record(original.node_id) == original.swim.me for node in nodes)
 
 
+@pytest.mark.parametrize(("count", "loss"), [(3, 0.0), (3, 0.25), (30, 0.25)])
+def test_who_says_goodbye_and_goes_once_it_was_heard_is_left_to_all_and_dead_to_nobody(count: int, loss: float) -> None:
+    cluster, nodes = cluster_of(count, loss=loss)
+    cluster.run(3)
+    gone, others = nodes[0], nodes[1:]
+    believed: set[str] = set()
+    cluster.watchers.append(lambda node, change: believed.add(change.member.state))
+    cluster.perform(gone, gone.swim.leave())
+    assert cluster.run(0.2 if loss == 0 else 2, lambda: gone.swim.parted)
+    cluster.kill(gone)
+    assert cluster.run(5, lambda: all(_state(node, gone) == "left" for node in others))
+    cluster.run(10)
+    assert all(_state(node, gone) == "left" for node in others)
+    assert "dead" not in believed
+
+
+def _state(at: Node, of: Node) -> str | None:
+    member = at.swim.member(of.node_id)
+    return member.state if member is not None else None
+
+
 def test_users_events_reach_all_during_a_storm_of_joins() -> None:
     cluster, nodes = cluster_of(30)
     cluster.run(1)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from meshnode.membership.broadcasts import Broadcasts, Queue
 from meshnode.membership.effects import Changed, Duplicated, Effect, Send, SendReliable
 from meshnode.membership.messages import (
     DATAGRAM_BYTES,
+    RECORD_BYTES,
     SEAL_BYTES,
     Ack,
     Alive,
@@ -241,9 +243,62 @@ def test_a_relayed_ping_without_answer_is_nacked() -> None:
 def test_who_leaves_says_so_and_refutes_nothing() -> None:
     swim = knowing(A, B)
     effects = swim.leave()
-    assert encode(Left(ME.node_id, ME.incarnation)) in sent(effects, Gossip)[0].message.updates  # type: ignore[union-attr]  # all are
+    goodbyes = sent(effects, Ping)
+    assert {goodbye.address for goodbye in goodbyes} == {A.address, B.address}
+    for goodbye in goodbyes:
+        assert {encode(Alive(ME)), encode(Left(ME.node_id, ME.incarnation))} <= set(goodbye.message.updates)  # type: ignore[union-attr]  # all are pings
     hear(swim, Dead(ME.node_id, ME.incarnation, A.node_id))
     assert state(swim, ME) == "left"
+
+
+def test_who_leaves_may_go_as_soon_as_all_others_answered_its_goodbye() -> None:
+    swim = knowing(A, B)
+    first, second = sent(swim.leave(), Ping)
+    answered(swim, first)
+    assert not swim.parted
+    again = sent(run(swim, LAN.probe_timeout_ticks), Ping)
+    assert [ping.address for ping in again] == [second.address]
+    answered(swim, again[0])
+    assert swim.parted
+
+
+def test_who_leaves_a_large_mesh_may_go_when_three_answered_its_goodbye() -> None:
+    swim = knowing(*(make_record(f"m{at}") for at in range(20)))
+    goodbyes = sent(swim.leave(), Ping)
+    for goodbye in goodbyes[:2]:
+        answered(swim, goodbye)
+    assert not swim.parted
+    answered(swim, goodbyes[2])
+    assert swim.parted
+
+
+def test_who_leaves_stays_until_its_events_are_out() -> None:
+    swim = knowing(A)
+    swim.shout("news", b"")
+    answered(swim, *sent(swim.leave(), Ping))
+    assert not swim.parted
+    run(swim, 100)
+    assert swim.parted
+
+
+def test_who_leaves_goes_though_nobody_answers() -> None:
+    swim = knowing(A, B)
+    swim.leave()
+    assert not swim.parted
+    run(swim, 100)
+    assert swim.parted
+
+
+def test_a_goodbye_of_a_node_with_the_largest_record_fits_a_datagram() -> None:
+    short = msgspec.structs.replace(ME, name="")
+    swim = Swim(
+        msgspec.structs.replace(ME, name="x" * (RECORD_BYTES - 2 - len(encode(Alive(short))))), LAN, random.Random(1)
+    )
+    assert len(encode(Alive(swim.me))) > RECORD_BYTES - 8
+    hear(swim, Alive(A))
+    (goodbye,) = sent(swim.leave(), Ping)
+    assert encode(Left(swim.me.node_id, swim.me.incarnation)) in goodbye.message.updates  # type: ignore[union-attr]  # a ping
+    assert len(encode(goodbye.message)) <= DATAGRAM_BYTES - SEAL_BYTES
 
 
 def test_who_left_is_not_probed_and_not_called_dead() -> None:
