@@ -93,6 +93,7 @@ _command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     | rounds.Settle
 )
 _set_decoder = msgspec.msgpack.Decoder(variables.Set)
+_row_decoder = msgspec.msgpack.Decoder(variables.SetRow)
 _SET_PREFIX = _encoder.encode(variables.Set("", 0))[:5]  # an array of seven, tagged "set"
 _result_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
 _advance_decoder = msgspec.msgpack.Decoder(Advance)
@@ -266,13 +267,13 @@ class Machine:
             self._changes.append(change)
         return _encoder.encode(result)
 
-    def _set_all(self, first_index: int, commands: list[bytes]) -> list[bytes] | None:
+    def _set_all(self, first_index: int, commands: Sequence[bytes]) -> list[bytes] | None:
         """What a client session runs once, if all are Sets; None if not."""
         try:
-            sets = list(map(_set_decoder.decode, commands))
+            rows = list(map(_row_decoder.decode, commands))
         except msgspec.DecodeError:
             return None
-        results, changes = self.variables.set_all(first_index, self.log_ms, sets)
+        results, changes = self.variables.set_rows(first_index, self.log_ms, rows)
         self._changes += changes
         return list(map(_encoder.encode, results))
 

@@ -21,9 +21,9 @@ def append(state: State, entries: list[Entry]) -> None:
     """Put entries of this term into the log, onto the disk and on their way."""
     first_index = state.log.last_index + 1
     state.log.append(entries)
-    persist_entries(state, first_index, entries)
     for node, peer in office(state).progress.items():
         send_entries(state, node, peer)
+    persist_entries(state, first_index, entries)  # behind them: the way to the others' disks is longer
 
 
 def send_entries(state: State, node: str, peer: Progress) -> None:

@@ -217,6 +217,10 @@ class Replica:
 
     def answer(self, peer: str, raw: bytes) -> None:
         """Send what was asked, after the news of its commit: what a follower wrote, it shall be able to read."""
+        leadership = self._core.state.leadership
+        if leadership is None or peer not in leadership.progress:  # it gets no such news, so it waits for nothing
+            self._reply(peer, raw)
+            return
         self._run((*self._core.announce(self._core.commit_index, peer), Answer(peer, raw)))
 
     def tell_commit(self, peer: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from consensus.machines.values import (
@@ -274,3 +275,41 @@ def test_text_is_bounded_in_all_and_what_history_drops_counts_no_more() -> None:
     copy = Variables()
     copy.restore(variables.dump())
     assert copy._bytes == variables._bytes == 2 * MAX_TEXT_LENGTH + 2
+
+
+PLAIN: list[list[Value]] = [
+    [f"text {n}" for n in range(9)],
+    ["", "x" * 40, "a", "b", "x" * 40, "c"],
+    ["a", "é", "b"],
+    ["x" * 41, "a"],
+    [0.5, 1.0, 0.0, 2.0],
+    [0.5, math.nan, 1.0],
+    [0.5, 2.5, 1.0],
+    [0.5, 1, 0.25],
+    [1, 2, 3],
+    ["a", 0.5],
+]
+
+
+@pytest.mark.parametrize("values", PLAIN)
+@pytest.mark.parametrize("odd", [{}, {"metadata": {"why": "x"}}, {"version": 2}, {"name": "text"}, {"writer": "ü"}])
+@pytest.mark.parametrize("name", ["text", "temperature", "nothing"])
+def test_writes_given_field_by_field_do_what_they_do_one_by_one(
+    values: list[Value], odd: dict[str, Any], name: str
+) -> None:
+    alone, together = Variables(), Variables()
+    for variables in (alone, together):
+        text = Declaration("text", "str", "first", max_length=40, history=4)
+        assert apply(variables, Register(TEMPERATURE), Register(text)) == [Written(1), Written(2)]
+    commands = [Set(name, value, {}, "me", number) for number, value in enumerate(values)]
+    commands[1] = msgspec.structs.replace(commands[1], **odd)
+    rows: list[Any] = [("set", *msgspec.structs.astuple(command)) for command in commands]
+    for begin in range(3, 90, len(commands)):
+        expected = [alone.apply(index, 7, command) for index, command in enumerate(commands, begin)]
+        answers, changes = together.set_rows(begin, 7, rows)
+        assert answers == [answer for answer, _ in expected]
+        assert changes == [change for _, change in expected if change is not None]
+        assert together.dump() == alone.dump()
+        restored = Variables()
+        restored.restore(together.dump())
+        assert together._bytes == alone._bytes == restored._bytes
