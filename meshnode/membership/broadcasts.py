@@ -88,7 +88,7 @@ class Broadcasts:
         self.shouts = Queue()
 
     def __len__(self) -> int:
-        return len(self.membership) + len(self.load) + len(self.shouts)
+        return len(self.membership._tier_of) + len(self.load._tier_of) + len(self.shouts._tier_of)
 
     def take(self, room: int, limit: int, *first: bytes) -> list[bytes]:
         """Updates for one datagram with `room` bytes left: `first`, which must go, then what is queued."""

@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 
 from meshnode.membership.messages import NO_LOAD, LoadNow, Record
 from meshnode.mesh import Member, MemberState
@@ -76,6 +77,7 @@ class Table:
 
     Invariant: `_live` holds exactly those other members that are alive or suspect, each at its `position`.
     Invariant: each bucket of `_digests` is the XOR of its members' digests, so equal tables have equal digests.
+    Invariant: `_buckets[b]` holds exactly the members that fall into bucket b.
     """
 
     def __init__(self, me: Known) -> None:
@@ -83,6 +85,7 @@ class Table:
         self._by_id: dict[str, Known] = {}
         self._live: list[Known] = []
         self._digests = [0] * BUCKETS
+        self._buckets: list[list[Known]] = [[] for _ in range(BUCKETS)]
         self.add(me)
 
     def __len__(self) -> int:
@@ -107,6 +110,7 @@ class Table:
     def add(self, known: Known) -> None:
         """Take in a member heard of for the first time."""
         self._by_id[known.record.node_id] = known
+        self._buckets[bucket_of(known.record.node_id)].append(known)
         self._toggle_digest(known)
         self._place(known)
 
@@ -124,6 +128,7 @@ class Table:
         """Forget a member."""
         self._toggle_digest(known)
         del self._by_id[known.record.node_id]
+        self._buckets[bucket_of(known.record.node_id)].remove(known)
         self._unplace(known)
 
     def sample(self, rng: random.Random, count: int, *, without: str = "") -> list[Known]:
@@ -161,8 +166,7 @@ class Table:
 
     def within(self, buckets: Iterable[int]) -> Iterator[Known]:
         """The members that fall into these buckets."""
-        wanted = frozenset(buckets)
-        return (known for node_id, known in self._by_id.items() if bucket_of(node_id) in wanted)
+        return chain.from_iterable(self._buckets[bucket] for bucket in frozenset(buckets) if bucket < BUCKETS)
 
     def _place(self, known: Known) -> None:
         belongs = known.state in ("alive", "suspect") and known.record.node_id != self._me
