@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -17,11 +17,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         docstrings.main(["--out", str(directory)])
         return directory
-    # Read from a thousand files, and the same for every worker: whoever is first has it for all.
+    # Seconds of parsing, and the same for every worker: whoever is first has it for all.
     shared = tmp_path_factory.getbasetemp().parent / "docstrings"
-    if not shared.exists():
-        docstrings.main(["--out", str(directory)])
-        with contextlib.suppress(OSError):  # another was first
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            docstrings.main(["--out", str(directory)])
             directory.rename(shared)
     return shared
 
