@@ -95,7 +95,7 @@ class Inbox:
         lag = now - packet.sent_at
         if lag < peer.lag:
             peer.lag = lag
-        if router.outbox.lonely and len(messages) == 1 and router.delivery is None:
+        if router.outbox.lonely and len(messages) == 1 and (router.delivery is None or type(messages[0]) is Event):
             router.outbox.waits = False  # its answer leaves at once: nothing else is likely to travel with it
         try:
             if router.delivery is not None:
