@@ -35,14 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Poll until `condition()` is true and return its value; fail naming what was waited for."""
-    end = time.monotonic() + patience_s
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
+        waited = time.monotonic() - began
+        if waited > patience_s:
             raise AssertionError(f"waited {patience_s:.0f} s for {what}")
-        time.sleep(0.02)
+        time.sleep(min(0.1, 0.02 + waited / 20))  # asking takes time of those that are to bring it about
 
 
 def get(address: str, path: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -82,5 +81,7 @@ def run(lab: Lab, host: str, line: str) -> str:
 
 
 def sees(lab: Lab, host: str, count: int) -> bool:
-    told = lab.meshnode(host, "members", "--json")
-    return told.returncode == 0 and [one["state"] for one in json.loads(told.stdout)] == ["alive"] * count
+    try:
+        return [one["state"] for one in lab.ask(host, "/members")] == ["alive"] * count
+    except ConnectionError:
+        return False  # it does not serve yet
