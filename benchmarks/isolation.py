@@ -1,6 +1,6 @@
 """Isolation of channels, measured: what a flood on one kind of traffic does to the others.
 
-`python -m benchmarks.isolation [--quick] [--rounds N] [--seconds S] [--chart PATH] [--delay MS]`
+`python -m benchmarks.isolation [--quick] [--rounds N] [--seconds S] [--chart PATH] [--docs PATH] [--delay MS]`
 
 Three arms carry the same traffic between the same two processes on loopback: (A) one shared socket, (A4) four sockets
 alike with mixed traffic, (B) the four channels. Two probes run all the time: coordination, a request 50 times a second,
@@ -46,6 +46,8 @@ from benchmarks.measure import process
 #: A piece is disturbed if a processor was away for more than this part of it.
 DISTURBED = 0.002
 ATTEMPTS = 4
+#: Between these lines of a document the table stands.
+BEGIN, END = "<!-- isolation: begin -->", "<!-- isolation: end -->"
 
 
 class Client:
@@ -141,23 +143,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=1.2, help="of each flood on each arm in each round")
     parser.add_argument("--chart", type=Path, default=Path("docs/isolation.svg"))
+    parser.add_argument("--docs", type=Path, help="put the table there, too, in the place that is marked for it")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip of a relay in between")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     load = os.getloadavg()[0]
     pieces = rounds * len(SPECS) * len(FLOODS)
     outcomes = measure(rounds, options.seconds, options.delay / 1000, pieces // 3)
-    print(table(outcomes))
-    print(verdict(outcomes))
     disturbed = sum(taken > DISTURBED * options.seconds for one in outcomes.values() for taken in one.taken_s)
-    print(
-        f"of {pieces} pieces {sum(one.repeated for one in outcomes.values())} were repeated because a processor was "
-        f"away; {disturbed} that count are disturbed all the same"
+    repeated = sum(one.repeated for one in outcomes.values())
+    how = (
+        f"{rounds} rounds of {options.seconds:g} s. Of {pieces} pieces {repeated} "
+        f"were repeated because a processor was away; {disturbed} that count are disturbed all the same. Load of the "
+        f"machine, {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
     )
-    print(f"load of the machine, {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after")
+    report = "\n".join([table(outcomes), "", *(f"- {line}" for line in verdict(outcomes).splitlines()), "", how])
+    print(report)
     if not options.quick and not options.delay:
         chart(outcomes, options.chart)
         print(f"chart: {options.chart}")
+        if options.docs is not None:
+            text = options.docs.read_text()
+            begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+            options.docs.write_text(f"{text[:begin]}\n{report}\n{text[end:]}")
+            print(f"table: {options.docs}")
 
 
 if __name__ == "__main__":

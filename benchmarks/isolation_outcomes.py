@@ -141,4 +141,11 @@ def verdict(outcomes: Outcomes) -> str:
             f"{probe}: p99 over the four channels is at worst {worst}x idle, under {flood.title} (reach: 2x); over one "
             f"shared socket " + ", ".join(f"{ratio}x under {title}" for title, ratio in shared.items()) + " (10x)"
         )
+        beside = {
+            title: outcomes["A", title].at(probe, 0.99) / outcomes["B", title].at(probe, 0.99) for title in shared
+        }
+        lines.append(
+            f"{probe}: the shared socket's p99 is "
+            + ", ".join(f"{times:.1f} times that of the four channels under {title}" for title, times in beside.items())
+        )
     return "\n".join(lines)
