@@ -20,11 +20,12 @@ from typing import Any, TypeAlias
 from meshnode.errors import InvalidInput, MeshError, MeshTimeout, Unreachable, WorkerCrashed
 from meshnode.evaluation.candidates import classify
 from meshnode.evaluation.dataset import Examples, as_mapping, batches, size_of
+from meshnode.evaluation.effects import Cancel, Count, Effect, Fail, Send, Starved, Stuck
 from meshnode.evaluation.fleet import Distributed, Fleet, patience_s
 from meshnode.evaluation.journal import Journal, open_journal
 from meshnode.evaluation.messages import RunTask, TaskError, TaskReply
 from meshnode.evaluation.metrics import Metric
-from meshnode.evaluation.plan import Cancel, Count, Effect, Fail, Limits, Plan, Send, Starved, Stuck
+from meshnode.evaluation.plan import Limits, Plan
 from meshnode.evaluation.results import EvaluationResult, Progress, Row
 from meshnode.evaluation.scoring import Scorer
 from meshnode.evaluation.tally import Tally

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 from meshnode.errors import MeshError, Unreachable
 from meshnode.evaluation.candidates import can_run, why_none
-from meshnode.evaluation.plan import Effect, Plan, Starved
+from meshnode.evaluation.effects import Effect, Starved
+from meshnode.evaluation.plan import Plan
 from meshnode.evaluation.results import Mode
 from meshnode.mesh import Member, Mesh
 

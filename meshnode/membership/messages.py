@@ -29,6 +29,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 import msgspec
 
 from channels.transport import ChannelName
+from meshnode.errors import TooLarge
 from meshnode.mesh import Request, Role
 
 DATAGRAM_BYTES = 1400  # below the smallest path MTU in common use, with IPv6 and UDP headers and a tunnel's
@@ -323,3 +324,17 @@ def decode_datagram(raw: bytes) -> Datagram:
 def metadata_bytes(tags: dict[str, str], programs: Sequence[str]) -> int:
     """How much of METADATA_BYTES tags and programs take."""
     return len(_encode((tags, programs)))
+
+
+def check_size(record: Record) -> None:
+    """Raises TooLarge, naming the cap, for a record that gossip can't carry."""
+    took = metadata_bytes(record.tags, record.programs)
+    if took > METADATA_BYTES:
+        raise TooLarge(
+            f"tags and program names take {took} bytes, the cap is {METADATA_BYTES}; use fewer or shorter ones"
+        )
+    whole = len(encode(Alive(record)))
+    if whole > RECORD_BYTES:
+        raise TooLarge(
+            f"the membership record takes {whole} bytes, the cap is {RECORD_BYTES}; use a shorter name or address"
+        )

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from meshnode.addresses import join_address, split_address
-from meshnode.errors import InvalidInput, JoinError, MeshError, TooLarge, Unreachable
+from meshnode.errors import InvalidInput, JoinError, MeshError, Unreachable
 from meshnode.membership.authority import Authority
 from meshnode.membership.datagrams import Carrier, Datagrams, Dropped, Envelope, Plain
 from meshnode.membership.effects import (
@@ -35,10 +35,9 @@ from meshnode.membership.effects import (
     SendReliable,
 )
 from meshnode.membership.events import Events
+from meshnode.membership.introductions import Introductions
 from meshnode.membership.joining import Joining, Refused, answer_join, duplicate, other_mesh, read_answer
 from meshnode.membership.messages import (
-    METADATA_BYTES,
-    RECORD_BYTES,
     Ack,
     Alive,
     Exchange,
@@ -51,12 +50,13 @@ from meshnode.membership.messages import (
     PushPull,
     Reach,
     Record,
+    check_size,
     decode_datagram,
     decode_update,
     encode,
-    metadata_bytes,
 )
 from meshnode.membership.peers_file import KeptPeer, load_peers, save_peers
+from meshnode.membership.round_trips import RoundTrips
 from meshnode.membership.settings import LAN, Settings
 from meshnode.membership.streams import Streams
 from meshnode.membership.swim import Swim
@@ -69,7 +69,6 @@ _EXCHANGE_S = 10.0
 _PEERS_S = 5.0  # how long a node without seeds tries the peers it knew before it goes on alone
 _KEEP_PEERS_S = 10.0
 _ASKING_MAX = 64  # questions over the coordination channel under way at once
-_TIMED_MAX = 1024  # pings whose round trip is being measured
 
 
 class Ask(Protocol):
@@ -113,8 +112,6 @@ class Membership:
         self.mesh_id = mesh_id
         self._settings = settings
         self._request = request
-        self._introduce = introduce
-        self._forget = forget
         self._changed = changed
         self._forgotten = forgotten
         self._fail = fail
@@ -132,9 +129,8 @@ class Membership:
         self._joined = mesh_id is not None  # who was in a mesh before is of it, and may let others in again
         self._duplicate: asyncio.Future[Holder] | None = None
         self._asking: set[asyncio.Task[None]] = set()
-        self._introduced: dict[str, tuple[Member, bytes, tuple[bytes, bytes]]] = {}
-        self._pinged: dict[int, tuple[str, float]] = {}
-        self._round_trips: dict[str, float] = {}
+        self._introductions = Introductions(introduce, forget)
+        self._round_trips = RoundTrips()
         self._parted: asyncio.Event | None = None
         self._source = ""  # where the datagram that is being taken in came from
         self._closed = False
@@ -225,7 +221,7 @@ class Membership:
 
     def round_trips(self) -> Mapping[str, float]:
         """Smoothed round trip of a probe in seconds, by node id."""
-        return self._round_trips
+        return self._round_trips.seconds
 
     def statistics(self) -> dict[str, Any]:
         """The core's sizes, and the socket's counters: sent, received, dropped by reason."""
@@ -298,7 +294,7 @@ class Membership:
         effects = self._swim.tick()
         self._look_whether_parted()
         if self._peers_file is not None and self._joined:
-            now = asyncio.get_running_loop().time()
+            now = self._now()
             if now >= self._peers_due:
                 self._peers_due = now + _KEEP_PEERS_S
                 self._keep_peers(self._peers_file)
@@ -336,7 +332,7 @@ class Membership:
         match effect:
             case Send():
                 if isinstance(effect.message, Ping):
-                    self._time(effect.message.sequence, effect.message.target)
+                    self._round_trips.sent(effect.message.sequence, effect.message.target, self._now())
                 # A ping is for whoever is at the address: one that runs there now in place of the other says so.
                 self._send(effect.address, effect.message, "" if isinstance(effect.message, Ping) else effect.peer)
             case SendReliable():
@@ -344,9 +340,9 @@ class Membership:
             case Changed():
                 self._publish(effect.change)
             case Forgotten():
-                self._part(effect.node_id)
+                self._introductions.part(effect.node_id)
                 self._forgotten(effect.node_id)
-                self._round_trips.pop(effect.node_id, None)
+                self._round_trips.forget(effect.node_id)
             case Expelled():
                 self._fail(JoinError("the mesh's certificate authority has revoked this node; it must not run here"))
             case Duplicated():
@@ -364,25 +360,13 @@ class Membership:
         member = change.member
         if member.node_id != self._swim.me.node_id:
             if member.state in ("alive", "suspect"):
-                known = self._introduced.get(member.node_id)
                 record = self._swim.record(member.node_id)
-                key = record.key if record is not None else b""  # a new one at each start
-                # By another proof who was shut out, for the key that had proved it is gone, may be let in again.
-                proof = (record.admission, record.certificate) if record is not None else (b"", b"")
-                is_new = known is None or (known[0].channels, known[1]) != (member.channels, key)
-                if is_new and member.address != self._source:
+                if member.address != self._source and self._introductions.is_new(member, record):
                     self._envelope.moved(member.address)
-                if known is None or is_new or known[2] != proof:
-                    self._introduced[member.node_id] = (member, key, proof)
-                    self._introduce(member)
+                self._introductions.take(member, record)
             else:
-                self._part(member.node_id)
+                self._introductions.part(member.node_id)
         self._changed(change)
-
-    def _part(self, node_id: str) -> None:
-        known = self._introduced.pop(node_id, None)
-        if known is not None:
-            self._forget(known[0])
 
     def _ask(self, peer: str, message: Exchange | Ping) -> None:
         if self.mesh_id is None or len(self._asking) >= _ASKING_MAX or self._closed:
@@ -418,6 +402,10 @@ class Membership:
         self._joined = False  # a goodbye would be taken for the other's, an answer to a join as well
         self._fail(error)
 
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
     def _describe(self, **changes: Any) -> None:
         check_size(msgspec.structs.replace(self._swim.me, **changes))
         self._run(self._swim.describe(**changes))
@@ -445,22 +433,11 @@ class Membership:
                     self._carrier.counters["dropped_malformed"] += 1
                     return
                 if isinstance(message, Ack):
-                    self._measure(message)
+                    self._round_trips.answered(message.sequence, message.source, self._now())
                 self._source = source
                 self._run(self._swim.step(message, source))
                 self._source = ""
                 self._look_whether_parted()
-
-    def _time(self, sequence: int, target: str) -> None:
-        if len(self._pinged) >= _TIMED_MAX:
-            self._pinged.clear()
-        self._pinged[sequence] = (target, asyncio.get_running_loop().time())
-
-    def _measure(self, ack: Ack) -> None:
-        target, sent = self._pinged.pop(ack.sequence, ("", 0.0))
-        if target == ack.source:
-            took = asyncio.get_running_loop().time() - sent
-            self._round_trips[target] = took + 0.8 * (self._round_trips.get(target, took) - took)
 
     # Joining, from both sides.
 
@@ -506,17 +483,3 @@ class Membership:
         finally:
             self._duplicate.cancel()
             self._duplicate = None
-
-
-def check_size(record: Record) -> None:
-    """Raises TooLarge, naming the cap, for a record that gossip can't carry."""
-    took = metadata_bytes(record.tags, record.programs)
-    if took > METADATA_BYTES:
-        raise TooLarge(
-            f"tags and program names take {took} bytes, the cap is {METADATA_BYTES}; use fewer or shorter ones"
-        )
-    whole = len(encode(Alive(record)))
-    if whole > RECORD_BYTES:
-        raise TooLarge(
-            f"the membership record takes {whole} bytes, the cap is {RECORD_BYTES}; use a shorter name or address"
-        )

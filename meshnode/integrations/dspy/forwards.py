@@ -16,8 +16,9 @@ from functools import partial
 
 from meshnode.errors import MeshError, MeshTimeout, Unreachable, WorkerCrashed
 from meshnode.evaluation.candidates import can_run, classify, why_none
+from meshnode.evaluation.effects import Cancel, Count, Effect, Fail, Send, Starved, Stuck
 from meshnode.evaluation.messages import RunTask, TaskReply
-from meshnode.evaluation.plan import Cancel, Count, Effect, Fail, Failure, Limits, Plan, Send, Starved, Stuck
+from meshnode.evaluation.plan import Failure, Limits, Plan
 from meshnode.mesh import Mesh
 
 LOOK_EVERY_S = 0.2

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from meshnode.errors import MeshTimeout, Overloaded, Unreachable, WorkerCrashed
-from meshnode.evaluation.plan import Cancel, Count, Effect, Fail, Failure, Limits, Plan, Send, Starved, Stuck
+from meshnode.evaluation.effects import Cancel, Count, Effect, Fail, Send, Starved, Stuck
+from meshnode.evaluation.plan import Failure, Limits, Plan
 from tests.simulation.network import Clock
 
 TIMEOUT_S = 60.0  # the coordinator's own, for a call nobody answers

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshnode.errors import Overloaded, UnknownMethod, Unreachable, WorkerCrashed
 from meshnode.evaluation.capacity import Capacity, choose
-from meshnode.evaluation.plan import Cancel, Count, Effect, Fail, Failure, Limits, Plan, Send, Starved, Stuck
+from meshnode.evaluation.effects import Cancel, Count, Effect, Fail, Send, Starved, Stuck
+from meshnode.evaluation.plan import Failure, Limits, Plan
 from tests.meshnode.evaluation.simulation import Faults, Simulation, Worker, fleet
 
 DOWN = Unreachable("link down")

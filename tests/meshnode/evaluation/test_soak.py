@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from meshnode.evaluation.plan import Count, Fail
+from meshnode.evaluation.effects import Count, Fail
 from tests.meshnode.evaluation.simulation import Faults, Simulation, fleet
 
 
