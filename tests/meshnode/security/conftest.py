@@ -51,6 +51,7 @@ class Nodes:
             "http": False,
             "role": "client" if seeds else "node",
             "gossip_profile": "local",
+            "join_timeout_s": 120.0,  # many start at once in this process, whatever else the machine does
             "key_file": self.key_file(),
             "seeds": tuple(seed if isinstance(seed, str) else seed.ready["gossip"] for seed in seeds),
             **settings,
