@@ -21,7 +21,9 @@ justified proposal after h has a parent p >= h, and by induction p's value is v.
 Purity and order. No clock, socket, disk or randomness; `sign`, `verify` and `validate` are functions given in. Effects
 are performed strictly in order: `Persist(ballot)` is durable before the vote behind it is sent, and a validator that
 restarts hands what it persisted back in as `signed`; it then signs nothing that contradicts it. A value is persisted
-with the first vote for it, so that one that was notarized is never lost. Time is a tick.
+with the first vote for it, so that one that was notarized is never lost; and with FINALIZE(h) the certificate it
+answers, so that all may restart at once: who signed it may never help to a dummy for h, and has to prove to the others
+that h is over. Time is a tick.
 
 Bounds. A liar makes us keep at most one vote a phase and one value of MAX_VALUE_BYTES an iteration, for the iterations
 up to ITERATIONS_AHEAD from here; one proof of equivocation; and answers to one question in `resend` ticks. A validator
@@ -58,12 +60,17 @@ ITERATIONS_AHEAD = 16  # votes further ahead are dropped: a liar must not fill o
 
 @dataclass(frozen=True)
 class Persist:
-    """Make durable that we signed this; then go on. value: what we voted for, the first time; it must not get lost."""
+    """Make durable that we signed this; then go on.
+
+    value: what we voted for, the first time; certificate: the notarization that a FINALIZE answers. Neither must get
+    lost.
+    """
 
     iteration: int
     phase: int
     value_digest: bytes
     value: bytes = field(default=b"", compare=False)
+    certificate: Certificate | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,8 @@ class Simplex:
         for ballot in signed:
             if ballot.value:
                 self._values[ballot.value_digest] = ballot.value
+            if ballot.certificate is not None:
+                self._certificates[ballot.iteration, Phase.NOTARIZE] = ballot.certificate
         self._durable = set(self._values)  # digests of values that are on disk
         self._finalized: Certificate | None = None
         self._equivocators: set[str] = set()
@@ -236,7 +245,8 @@ class Simplex:
         vote = self._mine.get((iteration, phase))
         if vote is None:
             if (iteration, phase) not in self._signed:
-                effects.append(Persist(iteration, phase, digest, self._to_keep(phase, digest)))
+                answered = self._certificates.get((iteration, Phase.NOTARIZE)) if phase is Phase.FINALIZE else None
+                effects.append(Persist(iteration, phase, digest, self._to_keep(phase, digest), answered))
                 self._signed[iteration, phase] = digest
             signature = self._sign(self.round.ballot(iteration, phase, digest).encode())
             vote = self._mine[iteration, phase] = Vote(iteration, phase, digest, self.me, signature)

@@ -18,12 +18,23 @@ from pathlib import Path
 
 import msgspec
 
+from consensus.bft.messages import Certificate
 from consensus.bft.node import Persist
 from consensus.machines.rounds import Submit
 from consensus.selection.scores import Reveal
 from meshnode.demos.task import Task
 
 KEPT_ROUNDS = 32
+
+
+class _Ballot(msgspec.Struct, array_like=True, frozen=True):
+    """As `Persist`; the digest in hexadecimal. Earlier versions kept no certificate."""
+
+    iteration: int
+    phase: int
+    digest: str
+    voted_for: bytes
+    certificate: Certificate | None = None
 
 
 class _Saved(msgspec.Struct, frozen=True):
@@ -41,7 +52,7 @@ class Signed:
 
 
 _line_decoder = msgspec.json.Decoder(tuple[str, msgspec.Raw])
-_ballot_decoder = msgspec.json.Decoder(tuple[int, int, str, bytes])
+_ballot_decoder = msgspec.json.Decoder(_Ballot)
 _submission_decoder = msgspec.json.Decoder(Submit)
 _reveal_decoder = msgspec.json.Decoder(Reveal)
 
@@ -65,8 +76,9 @@ class Kept:
             kind, value = _line_decoder.decode(line)
             match kind:
                 case "ballot":
-                    iteration, phase, digest, voted_for = _ballot_decoder.decode(value)
-                    found.ballots.append(Persist(iteration, phase, bytes.fromhex(digest), voted_for))
+                    one = _ballot_decoder.decode(value)
+                    digest = bytes.fromhex(one.digest)
+                    found.ballots.append(Persist(one.iteration, one.phase, digest, one.voted_for, one.certificate))
                 case "submission":
                     found.submission = _submission_decoder.decode(value)
                 case "reveal":
@@ -79,7 +91,9 @@ class Kept:
             return
         match signed:
             case Persist():
-                line: object = ("ballot", (signed.iteration, signed.phase, signed.value_digest.hex(), signed.value))
+                digest = signed.value_digest.hex()
+                ballot = _Ballot(signed.iteration, signed.phase, digest, signed.value, signed.certificate)
+                line: object = ("ballot", ballot)
             case Submit():
                 line = ("submission", signed)
             case Reveal():

@@ -208,6 +208,19 @@ def test_a_notarized_value_outlives_the_restart_of_who_voted_for_it() -> None:
     assert (proposal.iteration, proposal.value) == (2, VALUE)
 
 
+def test_who_signed_a_finalization_can_prove_after_a_restart_that_its_iteration_is_over() -> None:
+    """Found by the simulation with a liar that led, fell silent, and a loss of power (seed 143 of its kind then)."""
+    me = RING.follower(1, 2)
+    core, _ = started(me)
+    core.step("v0", RING.proposal(1, VALUE))
+    effects = core.step("v0", RING.certificate(1, Phase.NOTARIZE, DIGEST))
+    signed = [effect for effect in effects if isinstance(effect, Persist)]
+    assert [(effect.phase, effect.certificate is not None) for effect in signed] == [(Phase.FINALIZE, True)]
+    again, _ = started(me, signed=signed)
+    assert again.iteration == 2, "it may not help to a dummy for iteration 1, so it must not need one"
+    assert RING.certificate(1, Phase.NOTARIZE, DIGEST) in sent(again.step("v0", Status(1))), "nor may the others"
+
+
 def test_a_value_offered_late_is_proposed_by_who_leads_and_only_once() -> None:
     core, effects = started(RING.leader(1), value=None)
     assert sent(effects) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from consensus.bft.messages import Message, Phase, Status
+from consensus.bft.messages import Certificate, Message, Phase, Status
 from consensus.bft.node import Persist
 from consensus.machines.rounds import RoundState
 from consensus.selection.agreement import Proof, read
@@ -177,6 +177,20 @@ def test_an_interrupted_round_is_gone_on_with_for_the_time_it_has_left(tmp_path:
     assert 0 < left.deadline_s <= 60
     assert [path.name for path in tmp_path.glob("*.task")] == ["r0001.task"], "what is over is gone"
     assert Journal(None).unfinished() == []
+
+
+def test_a_finalization_keeps_what_it_answered_and_one_that_an_earlier_version_kept_is_read(tmp_path: Path) -> None:
+    digest = bytes(range(32))
+    answered = Certificate(1, Phase.NOTARIZE, digest, (("a", bytes(64)), ("b", bytes(64))))
+    signed = [Persist(1, Phase.NOTARIZE, digest, b"value"), Persist(1, Phase.FINALIZE, digest, certificate=answered)]
+    kept = Journal(tmp_path).kept("r1")
+    for one in signed:
+        kept.add(one)
+    with (tmp_path / "r1.signed").open("ab") as file:
+        file.write(b'["ballot",[2,3,"%s",""]]\n' % bytes(32).hex().encode())
+    found = kept.read().ballots
+    assert found == [*signed, Persist(2, Phase.DUMMY, bytes(32))]
+    assert [(one.value, one.certificate) for one in found] == [(b"value", None), (b"", answered), (b"", None)]
 
 
 def test_the_files_of_old_rounds_make_room_and_those_under_way_stay(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from consensus.bft.certificate import Verify
 from consensus.bft.messages import Phase, Proposal, Vote
-from consensus.bft.node import Simplex
+from consensus.bft.node import Persist, Simplex
 from consensus.bft.quorum import Round
 
 
@@ -46,6 +47,13 @@ class ForgetsWhatItSigned(Simplex):
         super().__init__(*args, **{**options, "signed": ()})
 
 
+class ForgetsWhatItAnswered(Simplex):
+    """Starts after a crash without the notarizations that its finalizations answered."""
+
+    def __init__(self, *args: Any, signed: Sequence[Persist], **options: Any) -> None:
+        super().__init__(*args, **options, signed=[replace(each, certificate=None) for each in signed])
+
+
 class SmallRound(Round):
     """Takes f + 1 signatures for a quorum."""
 
@@ -62,12 +70,12 @@ class CountsTooFew(Simplex):
         super().__init__(small, *args, verify=verify, **options)
 
 
-# Each with the first of a few seeds in which its rule matters.
-MUTANTS: list[tuple[Callable[..., Simplex], int]] = [
-    (SignsAnything, 0),
-    (BelievesAnyParent, 150),
-    (ChecksNoSignature, 0),
-    (ValidatesNothing, 3),
-    (ForgetsWhatItSigned, 0),
-    (CountsTooFew, 0),
-]
+MUTANTS: tuple[Callable[..., Simplex], ...] = (
+    SignsAnything,
+    BelievesAnyParent,
+    ChecksNoSignature,
+    ValidatesNothing,
+    ForgetsWhatItSigned,
+    ForgetsWhatItAnswered,
+    CountsTooFew,
+)

@@ -20,7 +20,7 @@ from consensus.bft.node import Decided, Simplex
 from consensus.machines.rounds import Command, Commit, OpenRound, Proceed, Rounds, RoundState, Settle, Show, Submit
 from consensus.machines.values import Refusal
 from consensus.selection.agreement import Agreement, Rules, check_proof, conclude, read
-from consensus.selection.candidates import Candidate, set_digest
+from consensus.selection.candidates import Candidate, Merged, set_digest
 from consensus.selection.choice import Weights, result_digest, share_of
 from consensus.selection.scores import SALT_BYTES, SCALE, Commitment, Reveal
 from consensus.selection.similarity import similarity, tokens_of
@@ -40,11 +40,11 @@ class SelectionWorld(World):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.rules = Rules("qa", self.rng.choice((1, 3, 5)), Weights(diversity=self.rng.choice((0, 300, 900))))
+        self.rules = Rules("qa", self.rng.choice((1, 3, 5, 8)), Weights(diversity=self.rng.choice((0, 100, 900))))
         self.leader_copy = Rounds(self.keys.verify)
         self.round_id = f"round {self.seed}"
         self._append(OpenRound(self.round_id, "mesh", dict(self.round.validators), self.rules))
-        self.round = self.state.round
+        assert self.state.round == self.round
         self.styles = {liar: self.rng.choice(STYLES) for liar in self.liars}
         self._accepted: dict[bytes, bool] = {}
         self.honest_scores: dict[str, tuple[int, ...]] = {}
@@ -83,6 +83,10 @@ class SelectionWorld(World):
         if core is not None and value is not None:
             self._perform(name, core, core.offer(value))
 
+    def round_name(self) -> str:
+        """As the log names what its first entry opens."""
+        return f"round {self.seed}@1"
+
     # The steps through the log.
 
     def _hold(self) -> None:
@@ -92,7 +96,7 @@ class SelectionWorld(World):
                 self._submit(name)
         self._append(Proceed(self.round_id, "candidates"))
         merged = self.state.merged
-        truth = [self.rng.randint(0, SCALE) for _ in merged]
+        truth = self._worth_of(merged)
         reveals: dict[str, Reveal] = {}
         for name in self.rng.sample(order, len(order)):
             if name in self.honest:
@@ -107,14 +111,28 @@ class SelectionWorld(World):
         for name in self.rng.sample(order, len(order)):
             self._show(name, reveals)
 
+    def _worth_of(self, merged: tuple[Merged, ...]) -> list[int]:
+        """The true score of each: near-duplicates are as good as each other, so that both are wanted, and liars' demos
+        often so good that honest validators want all of them."""
+        liars_best = self.rng.choice((0, SCALE * 8 // 10))
+        worth: dict[str, int] = {}
+        return [
+            worth.setdefault(
+                one.demo.decode().replace("!", ""), self.rng.randint(liars_best if b"liar" in one.demo else 0, SCALE)
+            )
+            for one in merged
+        ]
+
     def _submit(self, name: str) -> None:
-        texts = [self.rng.sample(WORDS, 4) for _ in range(2)]
-        texts.append([*texts[0][:3], texts[0][3] + "!"])  # a near-duplicate of the first
-        demos = [msgspec.json.encode({"q": " ".join(words), "a": "x"}) for words in texts]
+        texts = [" ".join(self.rng.sample(WORDS, 4)) for _ in range(2)]
+        texts.append(texts[0] + "!")  # a near-duplicate of its own, and one of what others say, too
+        texts.append("what all say" + "!" * self.round.order.index(name))
         if name in self.liars:
-            demos.append(msgspec.json.encode({"q": " ".join(f"liar{number}" for number in range(40))}))
+            texts.append(" ".join(f"liar{number}" for number in range(40)))
+            texts += [f"liar {name} {number}" for number in range(self.rng.choice((0, 6)))]
             stolen = [one for one in self.state.candidates if one.node_id != name][:1]
             self._append(self._signed(Submit(self.round_id, name, tuple(stolen))))  # or nothing, if it is the first
+        demos = [msgspec.json.encode({"q": text, "a": "x"}) for text in texts]
         candidates = []
         for demo in dict.fromkeys(demos):
             bare = Candidate(demo, msgspec.json.encode([{"by": name}]), name)
@@ -195,8 +213,9 @@ class SelectionWorld(World):
         del liar, number
         return self._valid()
 
-    def usurped_value(self, liar: str) -> bytes:
+    def usurped_value(self, liar: str, iteration: int) -> bytes:
         """A value that holds, or one that does not in some way."""
+        del iteration
         value = self._valid()
         honest = read(value)
         reveals = list(honest.reveals)
@@ -251,6 +270,9 @@ class SelectionWorld(World):
         shares = share_of(self.rules.k, len({node for one in merged for node in one.proposers}), self.round.f)
         if sum(set(one.proposers) <= set(self.liars) for one in chosen) > len(self.liars) * shares:
             wrong.append("liars brought in more than their shares")
+        promised = {one.node_id: one.hash for one in self.state.commitments}
+        if any(one.commitment_hash(self.round) != promised.get(one.node_id) for one in agreement.reveals):
+            wrong.append("scores count that nobody had committed to")
         if result_digest(chosen) != agreement.result_digest or len(chosen) > self.rules.k:
             wrong.append("the result does not follow from the scores")
         return wrong

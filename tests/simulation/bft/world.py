@@ -18,9 +18,10 @@ from functools import partial
 import msgspec
 
 from consensus.bft.certificate import certificate_error
-from consensus.bft.messages import DUMMY, Certificate, Message, Phase, Proposal, Status, Vote, digest_of
+from consensus.bft.messages import Certificate, Message, Phase, Proposal
 from consensus.bft.node import Decided, Effect, Equivocation, Persist, Send, Simplex, Timing, Undecided
 from consensus.bft.quorum import Round
+from tests.simulation.bft.liars import Liars, picked, whisper
 from tests.simulation.network import Clock, Faults, Network
 
 TICK_S = 0.01
@@ -76,22 +77,30 @@ class World:
         self.network = Network(self.clock, self.rng, faults)
         names = [f"v{number}" for number in range(self.rng.choice((4, 4, 4, 7, 7, 10, 5)))]
         self.keys = Keys(names)
-        self.round = Round("mesh", f"round {self.seed}", {name: self.keys.public(name) for name in names})
+        self.round = Round("mesh", self.round_name(), {name: self.keys.public(name) for name in names})
         self.stale = Round("mesh", "an earlier round", self.round.validators)
-        self.liars = self.rng.sample(names, self.rng.randint(0, self.round.f))  # a set's order is another one each time
+        self.liars = picked(self.round, self.rng)  # a list: a set's order is another one each time
         self.honest = [name for name in names if name not in self.liars]
+        self.crash_rate = self.rng.choice((0.002, 0.002, 0.02))
+        self.power_fails = self.rng.random() < 0.5  # at the worst time
         self.disks: dict[str, list[Persist]] = {name: [] for name in names}
         self.cores: dict[str, Simplex] = {}
         self.outcomes: dict[str, Decided | Undecided] = {}
         self.seen_values: list[bytes] = [b"value of " + name.encode() for name in names]
         self.certificates: dict[tuple[int, int], set[bytes]] = {}
-        self.twins: dict[str, list[tuple[Simplex, Callable[[list[Effect]], None]]]] = {}
-        self.usurpers: dict[str, set[int]] = {}  # liar: iterations it has proposed in
+        self.whisper = whisper(self.honest, self.round.f, self.rng)
+        if self.whisper is not None and self.rng.random() < 0.7:  # or hardly anything gets said that can be hidden
+            self.network.faults = Faults(delay_max=self.rng.choice((0.002, 0.02)))
+        self.conspiracy = Liars(self)
         self.undecided = set(self.honest)
         self.happened = Counter[str]()  # every kind of fault and lie, as often as it came
         self._sound: set[Certificate] = set()  # certificates that were looked at
 
     # What is voted on.
+
+    def round_name(self) -> str:
+        """What the round is called by all who sign; it decides who leads when."""
+        return f"round {self.seed}"
 
     def value_of(self, name: str) -> bytes | None:
         """What an honest validator proposes."""
@@ -106,14 +115,24 @@ class World:
         """What one of two processes with one key proposes."""
         return f"value of twin {number} of {liar}".encode()
 
-    def usurped_value(self, liar: str) -> bytes:
-        """What a liar that leads proposes against the rules, or what is no value at all."""
+    def usurped_value(self, liar: str, iteration: int) -> bytes:
+        """What a liar that leads proposes against the rules: no value at all, or, where there may be a decision already
+        that it contradicts, rather another one that would be valid."""
         del liar
-        return self.rng.choice((b"value of the usurper", b"garbage"))
+        if self.rng.random() < (0.6 if iteration == 1 else 0.3):
+            return b"garbage"
+        return b"value of the usurper, of many: %d" % self.rng.randrange(1000)
 
     def judge_value(self, value: bytes) -> list[str]:
         """What is wrong with a value that was decided."""
         return [] if value.startswith(b"value of ") else [f"an invalid value was decided: {value!r}"]
+
+    def signature(
+        self, name: str, iteration: int, phase: Phase, digest: bytes, the_round: Round | None = None
+    ) -> bytes:
+        """What the holder of a validator's key signs."""
+        ballot = (the_round or self.round).ballot(iteration, phase, digest)
+        return sign_with(self.keys.secrets[name], ballot.encode())
 
     # Running.
 
@@ -121,27 +140,19 @@ class World:
         for name in self.honest:
             self._boot(name)
             self._tick(name)
-        for liar in self.liars:
-            self.network.attach(liar, partial(self._lie, liar))
-            self.clock.call_later(self.rng.uniform(0, 0.2), partial(self._rant, liar))
-            style = self.rng.choice(("twins", "usurper", "usurper", "ranter"))
-            self.happened[style] += 1
-            if style == "twins":
-                self._boot_twins(liar)
-            elif style == "usurper":
-                self.usurpers[liar] = set()
+        self.conspiracy.begin(TICK_S)
         self._schedule_faults()
         self.clock.call_at(self.good_from, self._heal)
         self.clock.run_until(until, lambda: not self.undecided)
         self._judge()
 
     def _boot(self, name: str) -> None:
-        core = self._core(name, self.round, self.value_of(name), self.disks[name])
+        core = self.core_of(name, self.round, self.value_of(name), self.disks[name])
         self.cores[name] = core
         self.network.attach(name, lambda source, message: self._receive(name, source, message))
         self._perform(name, core, core.start())
 
-    def _core(self, name: str, the_round: Round, value: bytes | None, signed: Iterable[Persist]) -> Simplex:
+    def core_of(self, name: str, the_round: Round, value: bytes | None, signed: Iterable[Persist]) -> Simplex:
         secret = self.keys.secrets[name]
         return self.make(
             the_round,
@@ -168,7 +179,7 @@ class World:
     def _perform(self, name: str, core: Simplex, effects: list[Effect]) -> None:
         for effect in effects:
             # A crash can come between any two effects: what was not persisted yet never happened.
-            if self.clock.now < self.good_from and self.rng.random() < 0.002:
+            if self.clock.now < self.good_from and self.rng.random() < self.crash_rate:
                 self._crash(name)
                 return
             kind = type(effect).__name__
@@ -176,10 +187,13 @@ class World:
             match effect:
                 case Persist():
                     self.disks[name].append(effect)
+                    if effect.phase == Phase.FINALIZE and self.power_fails and self._is_half_done(effect):
+                        self.power_fails = False
+                        self.clock.call_later(self.rng.uniform(0.0, 0.005), self._lose_power)
                 case Send():
                     self._observe(name, effect.message)
                     for target in [effect.to] if effect.to else [n for n in self.round.order if n != name]:
-                        self.network.send(name, target, effect.message)
+                        self.carry(name, target, effect.message)
                 case Decided() | Undecided():
                     self._on_outcome(name, effect)
                 case Equivocation():
@@ -187,11 +201,31 @@ class World:
                     if effect.first.signer in self.honest:
                         self.violations.append(f"{effect.first.signer} is honest and equivocated: {effect}")
 
-    def _crash(self, name: str) -> None:
+    def carry(self, source: str, target: str, message: Message) -> None:
+        if self.whisper is not None and target in self.honest and self.whisper.hides(target, message):
+            self.happened["hidden"] += 1
+        else:
+            self.network.send(source, target, message)
+
+    def _crash(self, name: str, off_s: float = 0.001) -> None:
         self.happened["crash"] += 1
         self.cores.pop(name, None)
         self.network.detach(name)
-        self.clock.call_later(self.rng.uniform(0.01, 1.0), lambda: self._boot(name))
+        # Back before the iteration is over, or after several.
+        off_s += self.rng.uniform(0, self.rng.choice((0.02, 1.0)))
+        self.clock.call_later(off_s, lambda: self._boot(name))
+
+    def _is_half_done(self, signed: Persist) -> bool:
+        """Too many have signed this finalization for a dummy to come about, and too few to decide."""
+        return sum(signed in disk for disk in self.disks.values()) == self.round.f + 1
+
+    def _lose_power(self) -> None:
+        """All crash at once, for so long that what is under way is lost, too."""
+        if self.clock.now < self.good_from:
+            self.happened["power loss"] += 1
+            self.conspiracy.fall_silent()
+            for name in list(self.cores):
+                self._crash(name, off_s=self.network.faults.delay_max)
 
     def _schedule_faults(self) -> None:
         names = list(self.round.order)
@@ -209,92 +243,7 @@ class World:
     def _heal(self) -> None:
         self.network.heal()
         self.network.faults = Faults()
-
-    # Liars: everything a holder of a key can send, to whom it likes.
-
-    def _boot_twins(self, liar: str) -> None:
-        for number in (1, 2):
-            twin = self._core(liar, self.round, self.twin_value(liar, number), [])
-
-            def perform(effects: list[Effect], number: int = number) -> None:
-                for effect in effects:
-                    if isinstance(effect, Send):
-                        targets = [effect.to] if effect.to else self.honest
-                        for index, target in enumerate(targets):
-                            if index % 2 == number % 2 or self.rng.random() < 0.1:
-                                self.network.send(liar, target, effect.message)
-
-            def tick(twin: Simplex = twin, perform: Callable[[list[Effect]], None] = perform) -> None:
-                perform(twin.tick())
-                self.clock.call_later(TICK_S, tick)
-
-            self.twins.setdefault(liar, []).append((twin, perform))
-            perform(twin.start())
-            tick()
-
-    def _lie(self, liar: str, source: str, message: Message) -> None:
-        for twin, perform in self.twins.get(liar, []):
-            perform(twin.step(source, message))
-        if liar in self.usurpers and isinstance(message, Vote | Certificate):
-            for iteration in (message.iteration, message.iteration + 1):
-                self._usurp(liar, iteration)
-        if self.rng.random() < 0.1:  # replay to somebody
-            self.happened["replay"] += 1
-            self.network.send(liar, self.rng.choice(self.honest), message)
-        if isinstance(message, Vote) and self.rng.random() < 0.3:
-            self.happened["forged vote"] += 1
-            self._say(liar, self._forged(message))
-        if isinstance(message, Certificate) and self.rng.random() < 0.3:
-            self.happened["forged certificate"] += 1
-            other = digest_of(self.rng.choice(self.seen_values))
-            self._say(liar, Certificate(message.iteration, message.phase, other, message.signatures))
-            doubled = message.signatures[:1] * len(message.signatures)
-            self._say(liar, Certificate(message.iteration, message.phase, message.value_digest, doubled))
-
-    def _usurp(self, liar: str, iteration: int) -> None:
-        """In every iteration it leads, a fresh value that ignores what was notarized before, or garbage."""
-        if self.round.leader(iteration) != liar or iteration in self.usurpers[liar]:
-            return
-        self.usurpers[liar].add(iteration)
-        self.happened["proposal against the rules"] += 1
-        value = self.usurped_value(liar)
-        ballot = self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode()
-        proposal = Proposal(iteration, value, 0, sign_with(self.keys.secrets[liar], ballot))
-        votes = []
-        for phase in (Phase.NOTARIZE, Phase.FINALIZE):  # and votes for it, as if it had a right to be
-            signature = sign_with(
-                self.keys.secrets[liar], self.round.ballot(iteration, phase, digest_of(value)).encode()
-            )
-            votes.append(Vote(iteration, phase, digest_of(value), liar, signature))
-        for target in self.honest:
-            for message in (proposal, *votes):
-                self.network.send(liar, target, message)
-
-    def _forged(self, vote: Vote) -> Vote:
-        other = digest_of(self.rng.choice(self.seen_values))
-        return Vote(vote.iteration, vote.phase, other, vote.signer, vote.signature)
-
-    def _rant(self, liar: str) -> None:
-        secret = self.keys.secrets[liar]
-        for _ in range(self.rng.randint(1, 4)):
-            iteration = self.rng.randint(1, 1 + max((core.iteration for core in self.cores.values()), default=1))
-            phase = self.rng.choice((Phase.NOTARIZE, Phase.DUMMY, Phase.FINALIZE))
-            value = self.rng.choice([*self.seen_values, b"garbage"])
-            digest = DUMMY if phase is Phase.DUMMY else digest_of(value)
-            the_round = self.rng.choice((self.round, self.round, self.stale))
-            self.happened["stale round" if the_round is self.stale else "rant"] += 1
-            signature = sign_with(secret, the_round.ballot(iteration, phase, digest).encode())
-            self._say(liar, Vote(iteration, phase, digest, liar, signature))
-            proof = sign_with(secret, self.round.ballot(iteration, Phase.PROPOSE, digest_of(value)).encode())
-            self._say(liar, Proposal(iteration, value, self.rng.randint(0, iteration), proof, ()))
-        self._say(liar, Status(self.rng.randint(0, 5), digest_of(self.rng.choice(self.seen_values))))
-        if self.clock.now < 3 * self.good_from:
-            self.clock.call_later(self.rng.uniform(0.05, 0.5), lambda: self._rant(liar))
-
-    def _say(self, liar: str, message: Message) -> None:
-        for target in self.honest:
-            if self.rng.random() < 0.5:
-                self.network.send(liar, target, message)
+        self.whisper = None
 
     # Judging.
 
@@ -325,6 +274,8 @@ class World:
             self.outcomes[name] = outcome
         if isinstance(outcome, Decided):
             self.undecided.discard(name)
+            if self.whisper is not None:
+                self.whisper.decided(name, outcome.certificate.iteration, self.liars, self.round)
 
     def _judge(self) -> None:
         decided = {outcome.value for outcome in self.outcomes.values() if isinstance(outcome, Decided)}
