@@ -1,7 +1,8 @@
 """What a mesh key costs: every figure of an open mesh and of a sealed one, alternated in the same run.
 
-`python -m benchmarks.encryption [ROUNDS]`: one call and many through the full stack, bodies of 1 MiB, the first call to
-a peer (a new connection: CURVE's handshake and, in a mesh, the knock before it), and the pieces by themselves.
+`python -m benchmarks.encryption [ROUNDS] [DOCUMENT]`: one call and many through the full stack, bodies of 1 MiB, the
+first call to a peer (a new connection: CURVE's handshake and, in a mesh, the knock before it), and the pieces by
+themselves. Half a minute a round; the table goes into DOCUMENT, too (docs/channels.md has a place for it).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import drive, process
+from benchmarks.measure import drive, process, put
 from benchmarks.rpc_peers import announce, meshnode_drive, run, until_terminated
 
 MIB = 1 << 20
@@ -148,12 +149,21 @@ def main() -> None:
                         note(f"{in_flight} in flight, calls/s", secured, per_s)
                         note(f"{in_flight} in flight, p50 us", secured, p50)
                     with process("benchmarks.encryption", "bulk", address) as line:
-                        note("1 MiB bodies, MiB/s", secured, float(line))
-                note("first call to a peer, ms", secured, run(first_calls(secured=secured)))
-        print(f"\nmedian of {rounds} alternated runs{'':<12}open       sealed   sealed/open")
+                        note("bodies of 1 MiB through a node, MiB/s", secured, float(line))
+                note(
+                    "first call to a peer (connection, handshake, knock), ms",
+                    secured,
+                    run(first_calls(secured=secured)),
+                )
+        lines = [f"Medians of {rounds} alternated runs, load {os.getloadavg()[0]:.1f}.", ""]
+        lines += ["| | open | encrypted | ratio |", "|---|---|---|---|"]
         for name, taken in figures.items():
             plain, sealed = (statistics.median(taken[secured]) for secured in (False, True))
-            print(f"  {name:<36}{plain:>10,.1f} {sealed:>12,.1f} {sealed / plain:>12.2f}x")
+            shown = [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in (plain, sealed)]
+            lines.append(f"| {name} | {shown[0]} | {shown[1]} | {sealed / plain:.2f}x |")
+        print("\n" + "\n".join(lines))
+        if len(sys.argv) > 2:
+            put(Path(sys.argv[2]), "encryption", "\n".join(lines))
         for name, microseconds in pieces():
             print(f"  {name:<40}{microseconds:>8.1f} us")
 

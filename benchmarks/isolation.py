@@ -41,13 +41,11 @@ from benchmarks.canary import Canaries
 from benchmarks.chart import bars
 from benchmarks.isolation_arms import SPECS, TITLES
 from benchmarks.isolation_outcomes import FLOODS, PROBES, Flood, Outcome, Outcomes, table, verdict
-from benchmarks.measure import process
+from benchmarks.measure import process, put
 
 #: A piece is disturbed if a processor was away for more than this part of it.
 DISTURBED = 0.002
 ATTEMPTS = 4
-#: Between these lines of a document the table stands.
-BEGIN, END = "<!-- isolation: begin -->", "<!-- isolation: end -->"
 
 
 class Client:
@@ -163,9 +161,7 @@ def main() -> None:
         chart(outcomes, options.chart)
         print(f"chart: {options.chart}")
         if options.docs is not None:
-            text = options.docs.read_text()
-            begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-            options.docs.write_text(f"{text[:begin]}\n{report}\n{text[end:]}")
+            put(options.docs, "isolation", report)
             print(f"table: {options.docs}")
 
 

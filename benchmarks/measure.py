@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,12 @@ def process(*arguments: str) -> Iterator[str]:
         child.wait(10)
         if child.stdout is not None:
             child.stdout.close()
+
+
+def put(document: Path, name: str, text: str) -> None:
+    """Put `text` into a document, between the lines `<!-- name: begin -->` and `<!-- name: end -->`."""
+    before, begin, rest = document.read_text().partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->\n")
+    if not begin or not end:
+        raise ValueError(f"{document} has no place marked for {name}")
+    document.write_text(f"{before}{begin}{text}\n{end}{after}")
