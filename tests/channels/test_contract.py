@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from msgspec import structs
@@ -23,7 +21,7 @@ from channels.errors import (
 )
 from channels.four import FourChannels
 from channels.router import Router
-from channels.spec import CHANNELS, MIB, Limits
+from channels.spec import CHANNELS, Limits
 from channels.transport import CHANNEL_NAMES, Channel, ChannelName, Channels, FaultError, Incoming
 from tests.channels.conftest import FAST, Mesh, until
 
@@ -154,66 +152,6 @@ async def test_a_deadline_is_kept_on_both_ends(mesh: Mesh) -> None:
                     await a[name].request("b", "hang", b"", timeout_s=0.1)
         await until(lambda name=name: b[name].statistics()["serving"] == 0)  # type: ignore[misc]  # default binds it
         assert a[name].statistics()["in_flight"] == 0
-
-
-async def test_cancelling_a_call_cancels_the_work(mesh: Mesh) -> None:
-    started, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def hang(incoming: Incoming) -> bytes:
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        return b""
-
-    a, b = await mesh.open("a"), await mesh.open("b", hang)
-
-    async def ask() -> None:
-        await a["inference"].request("b", "hang", b"")
-
-    task = asyncio.create_task(ask())
-    await asyncio.wait_for(started.wait(), 25)
-    task.cancel()
-    await asyncio.wait_for(cancelled.wait(), 25)
-    await until(lambda: b["inference"].statistics()["dropped"].get("cancelled") == 1)
-    assert a["inference"].statistics()["in_flight"] == 0
-
-
-class Held(ThreadPoolExecutor):
-    """Threads that get their work when the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.work: list[tuple[Future[Any], Callable[[], Any]]] = []
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        self.work.append((Future(), lambda: function(*args, **options)))
-        return self.work[-1][0]
-
-    def release(self) -> None:
-        for future, work in self.work:
-            future.set_result(work())
-
-
-async def test_a_call_cancelled_while_its_body_is_put_together_is_never_handled(memory: Mesh) -> None:
-    handled: list[int] = []
-
-    def handler(incoming: Incoming) -> bytes:
-        handled.append(len(incoming.body))
-        return b""
-
-    a, b = await memory.open("a"), await memory.open("b", handler)
-    asyncio.get_running_loop().set_default_executor(held := Held())
-    cancelled = asyncio.ensure_future(a["inference"].request("b", "take", bytes(3 * MIB)))
-    kept = asyncio.ensure_future(a["inference"].request("b", "take", bytes(4 * MIB)))
-    await until(lambda: len(held.work) == 2)
-    cancelled.cancel()
-    await until(lambda: b["inference"].statistics()["dropped"].get("cancelled") == 1)
-    held.release()
-    await kept
-    assert handled == [4 * MIB]
 
 
 async def test_a_stream_arrives_in_order_and_waits_for_its_reader(mesh: Mesh) -> None:
