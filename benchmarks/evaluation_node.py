@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import uvloop
-
 import meshnode
+from benchmarks.serving import serve
 
 SLOTS = 8
 LATENCIES_MS = (50, 200, 500)
@@ -33,21 +30,5 @@ for _latency_ms in LATENCIES_MS:
     app.program(f"wait-{_latency_ms}")(waiting(_latency_ms))
 
 
-async def serve(seeds: tuple[str, ...]) -> None:
-    config = meshnode.Config(
-        name=f"node-{os.getpid()}",
-        port=0,
-        seeds=seeds,
-        http=False,
-        app="benchmarks.evaluation_node:app",
-        workers=1,
-        worker_threads=SLOTS,
-        log_level="error",
-    )
-    async with meshnode.Node(config) as node:
-        print(node.mesh.me.address, flush=True)
-        await asyncio.Event().wait()
-
-
 if __name__ == "__main__":
-    uvloop.run(serve(tuple(sys.argv[1:2])))
+    serve("benchmarks.evaluation_node:app", slots=SLOTS)

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from meshnode.errors import ConfigError
 
+# What lies in a data directory beside the state.
 KEY_FILE = "identity.key"
 MESH_FILE = "mesh_id"
 FOUNDING_FILE = "founding"
+PEERS_FILE = "peers.json"
 
 
 @dataclass(frozen=True)

@@ -61,17 +61,7 @@ def post_for_lines(node: LocalNode, path: str, body: Any, *, timeout_s: float) -
     with _Exchange(node, timeout_s) as exchange:
         headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson", **_authorization(node)}
         exchange.connection.request("POST", path, json.dumps(body).encode(), headers)
-        response = exchange.connection.getresponse()
-        if response.status != 200:
-            _value(response)
-        for line in response:
-            value = json.loads(line)
-            if "error" in value:
-                raise _error(value, response.status)
-            yield value
-            if "result" in value:
-                return
-        raise http.client.IncompleteRead(b"")
+        yield from _lines(exchange.connection.getresponse())
 
 
 def post_lines(node: LocalNode, path: str, chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -87,20 +77,23 @@ def post_lines(node: LocalNode, path: str, chunks: Iterable[bytes]) -> Iterator[
         connection.endheaders()
         with _Sender(connection.sock, chunks) as sender:
             try:
-                response = connection.getresponse()
-                if response.status != 200:
-                    _value(response)
-                for line in response:
-                    value = json.loads(line)
-                    if "error" in value:
-                        raise _error(value, response.status)
-                    yield value
-                    if "result" in value:
-                        return
-                raise http.client.IncompleteRead(b"")
+                yield from _lines(connection.getresponse())
             except (OSError, http.client.HTTPException, ValueError):
                 sender.raise_what_stopped_it()
                 raise
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    if response.status != 200:
+        _value(response)
+    for line in response:
+        value = json.loads(line)
+        if "error" in value:
+            raise _error(value, response.status)
+        yield value
+        if "result" in value:
+            return
+    raise http.client.IncompleteRead(b"")
 
 
 class _Exchange:

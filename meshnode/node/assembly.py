@@ -17,7 +17,7 @@ from channels.transport import Channels
 from meshnode.demos import Demos
 from meshnode.errors import MeshError
 from meshnode.evaluation.messages import RunTask
-from meshnode.identity import Identity, load_mesh_id
+from meshnode.identity import PEERS_FILE, Identity, load_mesh_id
 from meshnode.membership.service import Membership
 from meshnode.membership.settings import PROFILES
 from meshnode.mesh import Member
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from meshnode.app import App
     from meshnode.config import Config
     from meshnode.lm_cache.service import LmCache
-
-PEERS_FILE = "peers.json"  # in the data directory
 
 
 @dataclass(frozen=True, kw_only=True)

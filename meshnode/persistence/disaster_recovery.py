@@ -25,14 +25,13 @@ from consensus.raft.configuration import Configuration
 from consensus.raft.messages import CONFIGURATION, configuration_entry, configuration_of
 from consensus.raft.state import Stored
 from meshnode.errors import ConfigError
-from meshnode.identity import KEY_FILE, MESH_FILE, keep_mesh_id, load_identity, load_mesh_id
+from meshnode.identity import KEY_FILE, MESH_FILE, PEERS_FILE, keep_mesh_id, load_identity, load_mesh_id
 from meshnode.persistence.directory_lock import DirectoryLock
 from meshnode.persistence.errors import unusable
 from meshnode.persistence.snapshots import Snapshots
 from meshnode.persistence.storage import open_storage
 
 RAFT = "raft"
-PEERS_FILE = "peers.json"
 
 
 @dataclass(frozen=True)
