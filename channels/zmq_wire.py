@@ -100,6 +100,8 @@ class ZmqWire:
             if address is not None:
                 self._bind(address)
         except BaseException:
+            if self._guard is not None:
+                self._guard.close()  # or the loop would go on watching a socket that is gone, of which uvloop dies
             self._context.destroy(linger=0)
             raise
         self._threads = threads() - others

@@ -12,10 +12,11 @@ import pytest
 import zmq
 
 from channels.envelope import VERSION
-from channels.errors import Unreachable
+from channels.errors import AddressInUse, Unreachable
 from channels.four import FourChannels
 from channels.security import Security, new_keys
 from channels.transport import CHANNEL_NAMES
+from channels.zeromq import open_channels
 from channels.zmq_wire import Announcement
 from tests.channels.conftest import Mesh, until
 
@@ -54,6 +55,22 @@ async def test_members_with_keys_talk_on_every_channel_both_ways(zeromq: Mesh) -
         assert await b[name].request("a", "echo", b"2", timeout_s=20) == b"2"
     body = bytes(1_000_000)
     assert await a["inference"].request("b", "echo", body, timeout_s=60) == body
+
+
+async def test_a_taken_port_leaves_nothing_behind_that_the_loop_watches() -> None:
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]  # asyncio has no public list of them
+    watched = set(selector.get_map())
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(AddressInUse):
+            await open_channels(
+                "a",
+                base_port=holder.getsockname()[1] - 4,
+                handler=lambda incoming: incoming.body,
+                security=Keys().make("a"),
+            )
+        assert set(selector.get_map()) == watched
 
 
 async def test_an_unknown_key_gets_nothing(zeromq: Mesh) -> None:
