@@ -161,12 +161,22 @@ class Cluster:
         return json.loads(self.meshnode(*arguments, "--json").stdout)
 
     def members(self, node: RunningNode) -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = get(node.http, "/members")
+        answer: list[dict[str, Any]] = self._ask(node, "/members")
         return answer
 
     def status(self, node: RunningNode) -> dict[str, Any]:
-        answer: dict[str, Any] = get(node.http, "/status")
+        answer: dict[str, Any] = self._ask(node, "/status")
         return answer
+
+    def _ask(self, node: RunningNode, path: str) -> Any:
+        try:
+            return get(node.http, path)
+        except OSError as error:
+            try:
+                code = node.process.wait(5.0)  # what ended it is told a moment later
+            except subprocess.TimeoutExpired:
+                raise error from None
+            raise AssertionError(f"{node.ready['name']} ended with {code}:\n{node.log.read_text()}") from error
 
     def states(self, node: RunningNode) -> dict[str, int]:
         states: dict[str, int] = {}

@@ -12,6 +12,8 @@ import pytest
 
 import meshnode
 from meshnode.replication import placing
+from meshnode.replication.service import Replication
+from meshnode.variables import Variables
 
 PATIENCE_S = 80.0
 
@@ -111,6 +113,15 @@ class Nodes:
 def looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Joiners learn and vote in several steps, one at each look."""
     monkeypatch.setattr(placing, "PLACE_EVERY_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may elect a leader more than once before it has written: what tests ask for has that time."""
+    for write in (Variables.set, Variables.cas, Variables.register, Variables.unregister):
+        monkeypatch.setitem(write.__kwdefaults__ or {}, "timeout_s", PATIENCE_S)
+    for wait in (Replication.barrier, Replication.synced, Replication.reach, Replication.propose):
+        monkeypatch.setattr(wait, "__defaults__", (PATIENCE_S,))
 
 
 @pytest.fixture
