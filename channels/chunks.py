@@ -42,7 +42,7 @@ SMALL = 4
 class Outgoing:
     """A body on its way."""
 
-    __slots__ = ("body", "chunks", "message", "next", "transfer")
+    __slots__ = ("abandoned", "body", "chunks", "message", "next", "transfer")
 
     def __init__(self, transfer: int, message: Any, body: bytes, chunk_bytes: int) -> None:
         self.transfer = transfer
@@ -50,6 +50,7 @@ class Outgoing:
         self.body = memoryview(body)
         self.chunks = -(-len(body) // chunk_bytes)
         self.next = 0
+        self.abandoned = False  # leaves `Lane.waiting` when its turn comes
 
 
 class Pace:
@@ -88,7 +89,17 @@ class Pace:
 class Lane:
     """All that goes to and comes from one peer in chunks."""
 
-    __slots__ = ("incoming", "incoming_bytes", "pace", "refused", "sent_at", "under_way", "waiting", "waiting_bytes")
+    __slots__ = (
+        "incoming",
+        "incoming_bytes",
+        "pace",
+        "refused",
+        "requests",
+        "sent_at",
+        "under_way",
+        "waiting",
+        "waiting_bytes",
+    )
 
     def __init__(self, window: int) -> None:
         self.pace = Pace(window)
@@ -96,9 +107,16 @@ class Lane:
         self.under_way = 0  # their bytes
         self.waiting: deque[Outgoing] = deque()
         self.waiting_bytes = 0
+        self.requests: dict[int, Outgoing] = {}  # of those that wait, by the request's id
         self.incoming: dict[int, list[Bytes]] = {}
         self.incoming_bytes = 0
         self.refused: deque[int] = deque(maxlen=MAX_TRANSFERS)
+
+    def waits_no_more(self, out: Outgoing) -> None:
+        """It has left, or is not to."""
+        self.waiting_bytes -= len(out.body)
+        if type(out.message) is Request:
+            self.requests.pop(out.message.id, None)
 
 
 class Chunks:
@@ -138,8 +156,11 @@ class Chunks:
         """Send `message`, whose body field is empty, with `body`."""
         self._count += 1
         lane = self._lane(peer)
-        lane.waiting.append(Outgoing(self._count, message, body, self._spec.chunk_bytes))
+        out = Outgoing(self._count, message, body, self._spec.chunk_bytes)
+        lane.waiting.append(out)
         lane.waiting_bytes += len(body)
+        if type(message) is Request:
+            lane.requests[message.id] = out
         self.pump(peer)
 
     def pump(self, peer: Peer) -> None:
@@ -150,6 +171,9 @@ class Chunks:
         size = self._spec.chunk_bytes
         while lane.waiting and lane.under_way < lane.pace.window * size:
             out = lane.waiting[0]
+            if out.abandoned:
+                lane.waiting.popleft()
+                continue
             piece = out.body[out.next * size : (out.next + 1) * size]
             messages: list[Any] = [Chunk(out.transfer, out.next, len(out.body))]
             if out.next + 1 == out.chunks:
@@ -162,21 +186,19 @@ class Chunks:
             lane.under_way += weight
             if out.next == out.chunks:
                 lane.waiting.popleft()
-                lane.waiting_bytes -= len(out.body)
+                lane.waits_no_more(out)
             elif out.next % TURN == 0:
                 lane.waiting.rotate(-1)
 
     def abandon(self, peer: Peer, request_id: int) -> None:
         """Nobody waits for this request of ours any more: what is left of its body stays here."""
         lane = self._lanes.get(peer.id)
-        for out in lane.waiting if lane is not None else ():
-            if type(out.message) is Request and out.message.id == request_id:
-                assert lane is not None
-                lane.waiting.remove(out)
-                lane.waiting_bytes -= len(out.body)
-                if out.next:
-                    self._post(peer, Whole(out.transfer, 0, out.message), 0)
-                return
+        out = lane.requests.get(request_id) if lane is not None else None
+        if lane is not None and out is not None:
+            lane.waits_no_more(out)
+            out.abandoned, out.body = True, memoryview(b"")
+            if out.next:
+                self._post(peer, Whole(out.transfer, 0, out.message), 0)
 
     def on_chunk(self, peer: Peer, chunk: Chunk, body: Bytes | None) -> None:
         """Take a chunk, or refuse its transfer."""
@@ -219,9 +241,9 @@ class Chunks:
             lane.pace.acknowledged(time.monotonic() - sent_at)
         if ack.fault is not None:
             for out in lane.waiting:
-                if out.transfer == ack.transfer:
+                if out.transfer == ack.transfer and not out.abandoned:
                     lane.waiting.remove(out)
-                    lane.waiting_bytes -= len(out.body)
+                    lane.waits_no_more(out)
                     self._refuse(peer, out.message, ack.fault)
                     break
         self.pump(peer)
@@ -240,7 +262,7 @@ class Chunks:
         """The link is lost: nothing of what was under way will be completed."""
         lane = self._lanes.pop(peer.id, None)
         if lane is not None:
-            self._drops.count("unreachable", len(lane.waiting))
+            self._drops.count("unreachable", sum(1 for out in lane.waiting if not out.abandoned))
 
     def _forget(self, lane: Lane, transfer: int) -> None:
         lane.incoming_bytes -= sum(map(len, lane.incoming.pop(transfer, ())))
