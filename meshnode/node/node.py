@@ -149,7 +149,10 @@ class Node:
     def fail(self, error: Exception) -> None:
         """A part can't go on: serve no more, and let who waits for `wait_left` stop the node."""
         self._serving = False
-        self._failure = self._failure or error
+        if self._failure is None:
+            # Told now: ending takes a while, and may be cut short.
+            log.error("can't go on", error=str(error), exc_info=None if isinstance(error, MeshError) else error)
+            self._failure = error
         self._left.set()
 
     async def stop(self) -> None:
