@@ -17,10 +17,10 @@ and keys come from that host's own environment and never travel:
     def lm():
         return dspy.LM("openai/gpt-4o-mini", api_base=os.environ["LM_BASE"], api_key=os.environ["LM_KEY"])
 
-The command, on each host (`pip install 'meshnode[dspy]'` first):
+The command, on each host (`pip install '.[dspy]'` first, and `meshnode keygen` once, for a mesh.key that all get):
 
-    host-a$ meshnode start --app app:app --worker-threads 32
-    host-b$ meshnode start --app app:app --worker-threads 32 --seed host-a:7700
+    host-a$ meshnode start --bind 0.0.0.0 --mesh-key mesh.key --app app:app --worker-threads 32
+    host-b$ meshnode start --bind 0.0.0.0 --mesh-key mesh.key --app app:app --worker-threads 32 --seed host-a:7700
 
 The notebook is `main` below: `mesh.remote`, `mesh.Evaluate` and `mesh.BootstrapFewShot` are all that is new. Every
 optimizer of DSPy's takes the remote program as it is. To try it on one machine:

@@ -67,7 +67,7 @@ def doctor(
     checks = [
         *_here(),
         *chain.from_iterable(_side_by_side(lambda address: list(_elsewhere(address, key_file)), asked)),
-        *_node(node, key_file),
+        *_local(node, key_file),
     ]
     if as_json:
         print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
@@ -95,22 +95,34 @@ def _here() -> Iterator[Check]:
         yield Check("own name", True, f"{name} is {', '.join(found)}")
 
 
-def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
-    from meshnode.cli.client import get
-    from meshnode.cli.show import details
+def _local(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
+    """The node that is named, or all that run here; and of the members that they miss each once."""
     from meshnode.errors import MeshError
     from meshnode.local_nodes import find, running
 
-    if wanted is None and not running():
-        yield Check("local node", True, "none runs here")
-        return
     try:
-        found = find(wanted)
+        nodes = running() if wanted is None else [find(wanted)]
+    except MeshError as error:
+        yield Check("node", False, str(error), "name another with --node")
+        return
+    if not nodes:
+        yield Check("local node", True, "none runs here")
+    asked: set[str] = set()
+    for node in nodes:
+        yield from _node(node, key_file, asked)
+
+
+def _node(found: LocalNode, key_file: Path | None, asked: set[str]) -> Iterator[Check]:
+    from meshnode.cli.client import get
+    from meshnode.cli.show import details
+    from meshnode.errors import MeshError
+
+    try:
         health = get(found, "/health")
         members = get(found, "/members")
         used = get(found, "/config")["values"].get("key_file")
     except MeshError as error:
-        yield Check("node", False, str(error), "see its log, or pick another with --node")
+        yield Check(found.name or found.http, False, str(error), "see its log")
         return
     for name, part in health["components"].items():
         well = part.get("status") in ("ok", "off")
@@ -127,7 +139,8 @@ def _node(wanted: str | None, key_file: Path | None) -> Iterator[Check]:
     def look(member: dict[str, Any]) -> list[Check]:
         return list(_elsewhere(member["address"], key_file, f"{member['name']} ({member['state']})"))
 
-    missing = [member for member in members if member["state"] in ("suspect", "dead")]
+    missing = [one for one in members if one["state"] in ("suspect", "dead") and one["address"] not in asked]
+    asked.update(one["address"] for one in missing)
     yield from chain.from_iterable(_side_by_side(look, missing))
 
 

@@ -70,7 +70,7 @@ class Joining:
     node_id: str
     name: str
     mesh_id: str | None
-    silence: str = "does a node run there?"  # what to look at where no answer comes
+    silence: str = "does a node run there, of a mesh without a key?"  # what to look at where no answer comes
     expect: int | None = None  # how many nodes begin a new mesh together; None: the first seed begins it
     hopeless: bool = False  # set when asking again can't help
     _waiting: dict[bytes, asyncio.Future[JoinAnswer | JoinRefusal]] = field(default_factory=dict)

@@ -9,10 +9,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from meshnode import Config, Node
+import pytest
+
+from meshnode import Config, Node, local_nodes
+from meshnode.cli import doctor
+from meshnode.local_nodes import LocalNode
 from meshnode.membership.datagrams import Plain
 from meshnode.membership.messages import Alive, JoinAnswer, JoinRequest, Record, decode_datagram, encode
 from tests.meshnode.cli.command import CommandLine
+from tests.ports import free_base
 
 
 @asynccontextmanager
@@ -114,3 +119,12 @@ async def test_a_clock_that_is_too_far_off_is_found(meshnode: CommandLine) -> No
     assert checks["clock"]["found"].startswith("120")
     assert "behind" in checks["clock"]["found"]
     assert "NTP" in checks["clock"]["advice"]
+
+
+def test_each_node_of_this_machine_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = free_base()
+    nodes = [LocalNode(f"127.0.0.1:{base + number}", name=name) for number, name in enumerate("ab")]
+    monkeypatch.setattr(local_nodes, "running", lambda: nodes)
+    assert [(one.check, one.ok) for one in doctor._local(None, None)] == [("a", False), ("b", False)]
+    monkeypatch.setattr(local_nodes, "running", list)
+    assert [(one.check, one.ok) for one in doctor._local(None, None)] == [("local node", True)]
