@@ -170,10 +170,13 @@ class Variables:
         self, name: str, value: Any, *, metadata: Mapping[str, str] | None = None, timeout_s: float = WRITE_TIMEOUT_S
     ) -> int:
         """Change a value; returns its version. Raises InvalidInput, naming variable and rule, before it is sent."""
-        state, command = self._state, Set(name, value, dict(metadata) if metadata else {}, self._writer, _wall_ms())
-        if state.machine.variables.get(name) is None:
+        wall_ms = time.time_ns() // 1_000_000
+        state, command = self._state, Set(name, value, dict(metadata) if metadata else {}, self._writer, wall_ms)
+        refusal = state.machine.variables.check(command)
+        if refusal is not None and state.machine.variables.get(name) is None:
             await self._catch_up(name, timeout_s)
-        if (refusal := state.machine.variables.check(command)) is not None:
+            refusal = state.machine.variables.check(command)
+        if refusal is not None:
             raise InvalidInput(refusal.message)
         result = await state.propose(command, timeout_s)
         assert isinstance(result, Written)

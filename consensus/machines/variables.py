@@ -289,15 +289,17 @@ class Variables:
     def _plain_size(self, known: Variable, command: Set) -> int:
         """The bytes of all once this is carried out; -1 if there is more to check before, as there rarely is."""
         value, writer = command.value, command.writer
-        if command.metadata or command.version or len(writer) > MAX_NAME_LENGTH or not writer.isascii():
+        if command.metadata or command.version or not writer.isascii() or len(writer) > MAX_NAME_LENGTH:
             return -1
         if type(value) is not str:
             return self._bytes if not known.has_text and known.is_in_range(value) else -1
-        if len(value) > known.longest or not value.isascii():
+        length, history = len(value), known.history
+        if length > known.longest or not value.isascii():
             return -1
-        size, history = self._bytes + len(value), known.history
-        if len(history) == known.declaration.history:
-            size -= _size(history[0].value, history[0].metadata)
+        size = self._bytes + length
+        if len(history) == history.maxlen:
+            oldest = history[0]
+            size -= _size(oldest.value, oldest.metadata)
         return size if size <= MAX_TOTAL_BYTES else -1
 
     def remove_session(self, index: int, log_ms: int, session: str) -> list[Change]:

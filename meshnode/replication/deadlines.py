@@ -23,34 +23,31 @@ class Deadlines(Generic[W]):
 
     def __init__(self, expire: Callable[[W], None]) -> None:
         self._expire = expire
-        self._items: dict[W, None] = {}  # in the order they came
+        self.items: dict[W, None] = {}  # in the order they came; who has many takes them out himself
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def add(self, item: W) -> None:
         """Watch it."""
-        self._items[item] = None
+        self.items[item] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def drop(self, item: W) -> None:
         """It waits no more."""
-        self._items.pop(item, None)
+        self.items.pop(item, None)
 
     def close(self) -> list[W]:
         """Watch nothing any more; returns what still waited."""
         if self._timer is not None:
             self._timer.cancel()
-        left = list(self._items)
-        self._items.clear()
+        left = list(self.items)
+        self.items.clear()
         return left
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for item in [item for item in self._items if item.deadline <= now]:
-            del self._items[item]
+        for item in [item for item in self.items if item.deadline <= now]:
+            del self.items[item]
             self._expire(item)
-        self._timer = loop.call_later(SWEEP_S, self._sweep) if self._items else None
+        self._timer = loop.call_later(SWEEP_S, self._sweep) if self.items else None

@@ -298,7 +298,8 @@ class Replication:
 
         Raises InvalidInput (a rule refused it), NoLeader (not applied), OutcomeUnknown.
         """
-        span = None if self.spans is None else self.spans.begin("propose")
+        spans = self.spans
+        span = None if spans is None or spans.lets_by() else spans.begin("propose")
         work = self._submission.submit(encode_command(command), timeout_s)
         return work if span is None else await_within(span, work)
 

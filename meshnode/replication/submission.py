@@ -77,22 +77,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Submitted).decode
 
 
-class Write:
-    """A command on its way. `in_doubt`: some earlier try got no answer; `is_flying`: one is under way now."""
-
-    __slots__ = ("client", "command", "deadline", "entry", "future", "in_doubt", "is_flying", "sequence")
-
-    def __init__(self, command: bytes, deadline: float, future: asyncio.Future[Any]) -> None:
-        self.command = command
-        self.deadline = deadline
-        self.future = future
-        self.entry = b""
-        self.client: Client | None = None
-        self.sequence = 0
-        self.in_doubt = False
-        self.is_flying = False
-
-
 class Client:
     """This node's client session, and the sequence numbers whose answers it still wants, in order."""
 
@@ -105,6 +89,19 @@ class Client:
     def acknowledged(self) -> int:
         """All up to this one have their answer, or nobody wants it any more."""
         return next(iter(self.outstanding), self.sequence + 1) - 1
+
+
+class Write(msgspec.Struct, eq=False):
+    """A command on its way. `in_doubt`: some earlier try got no answer; `is_flying`: one is under way now."""
+
+    command: bytes
+    deadline: float
+    future: Any  # asyncio.Future of the outcome
+    entry: bytes = b""
+    client: Client | None = None
+    sequence: int = 0
+    in_doubt: bool = False
+    is_flying: bool = False
 
 
 class Flight:
@@ -176,7 +173,7 @@ class Submission(Generic[T]):
         future: asyncio.Future[T] = loop.create_future()
         if len(command) > COMMAND_BYTES:
             self._fail(future, TooLarge(f"a command of {len(command)} bytes is above the limit of {COMMAND_BYTES}"))
-        elif len(self._open) >= WAITING:
+        elif len(self._open.items) >= WAITING:
             self._fail(future, Overloaded(f"{WAITING} writes of this node wait already", retry_after_s=0.5))
         elif self._is_closed:
             self._fail(future, Closed("the node is stopping"))
@@ -273,7 +270,7 @@ class Submission(Generic[T]):
     @property
     def _most(self) -> int:
         """How many writes one request takes."""
-        return min(BATCH, max(FEW, -(-len(self._open) // PARTS)))
+        return min(BATCH, max(FEW, -(-len(self._open.items) // PARTS)))
 
     def _take(self, client: Client) -> list[Write]:
         """The next batch, each write with its place in the client session."""
@@ -298,8 +295,7 @@ class Submission(Generic[T]):
                 if len(outstanding) == 1:
                     acknowledged = client.sequence - 1
             if not write.entry:
-                session = write.client.session
-                write.entry = clients.encode(clients.Run(session, write.sequence, acknowledged, write.command))
+                write.entry = _encode(clients.Run(write.client.session, write.sequence, acknowledged, write.command))
             queue.popleft()
             taken.append(write)
             size += len(write.entry)
@@ -381,17 +377,18 @@ class Submission(Generic[T]):
             return False
         self._applied(answer.first_index, [write.entry for write in writes])
         results = self._read(answer.first_index, outcomes)  # type: ignore[arg-type]  # bytes, as just asked
-        settle, drop = self._settle, self._open.drop
+        settle, drop = self._settle, self._open.items.pop
         for number, write in enumerate(writes):
-            drop(write)
-            if write.client is not None:
-                write.client.outstanding.pop(write.sequence, None)
-            if write.future.done():  # its caller went away, or its time was up
-                self.failed += write.future.cancelled()
+            drop(write, None)
+            future, client = write.future, write.client
+            if client is not None:
+                client.outstanding.pop(write.sequence, None)
+            if future.done():  # its caller went away, or its time was up
+                self.failed += future.cancelled()
             elif results is not None:
-                write.future.set_result(results[number])
+                future.set_result(results[number])
             else:
-                settle(write.future, outcomes[number])  # type: ignore[arg-type]
+                settle(future, outcomes[number])  # type: ignore[arg-type]
         return True
 
     def _is_open_after(self, write: Write, outcome: Outcome) -> bool:
@@ -485,7 +482,7 @@ class Submission(Generic[T]):
         """Return once there are both a leader and a client session, or nothing waits any more."""
         pause = PAUSE_S
         await self._look()
-        while len(self._open):
+        while self._open.items:
             leader = self._leader()
             if leader is not None and (self._client is not None or await self._opened(leader)):
                 return
