@@ -82,6 +82,8 @@ def run(lab: Lab, host: str, line: str) -> str:
 
 def sees(lab: Lab, host: str, count: int) -> bool:
     try:
-        return [one["state"] for one in lab.ask(host, "/members")] == ["alive"] * count
+        told = lab.ask(host, "/members")
     except ConnectionError:
-        return False  # it does not serve yet
+        return False  # nobody listens yet
+    # While it joins, it says so instead.
+    return isinstance(told, list) and [one["state"] for one in told] == ["alive"] * count
