@@ -10,7 +10,7 @@ from tests.simulation.network import Faults
 
 if TYPE_CHECKING:
     from tests.simulation.raft.host import Host
-    from tests.simulation.raft.world import World
+    from tests.simulation.raft.world import Aim, World
 
 
 class Nemesis:
@@ -59,7 +59,17 @@ class Nemesis:
                 self._weights[acts.index(act)] += rng.choice((0, 8))
         self._pace = rng.choice((0.05, 0.15, 0.3))
         self._hunts_leaders = rng.random() < 0.3
+        self._take(world.aim)
         self._schedule()
+
+    def _take(self, aim: Aim) -> None:
+        """What a test wants goes before what was drawn."""
+        if aim.acts:
+            self._weights = [aim.acts.get(act.__name__, 0) for act in self._acts]
+        if aim.pace_s is not None:
+            self._pace = aim.pace_s
+        if aim.hunts_leaders is not None:
+            self._hunts_leaders = aim.hunts_leaders
 
     def _schedule(self) -> None:
         self.world.clock.call_later(self.rng.uniform(0.01, self._pace), self._act)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import random
 import zlib
 from collections import deque
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
 
 from consensus.raft import Configuration, Settings, Stored, founding
 from consensus.raft.messages import Message
@@ -23,9 +27,36 @@ CHAOS_S = 5.0
 HEALING_S = 12.0
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a history is made of, where the seed alone would draw it: so that a rule that seldom matters does so soon.
+
+    acts: what the nemesis does, by the names of its methods, with weights; nothing else then. None: as the seed has it.
+    """
+
+    acts: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)
+    think_s: float | None = None
+    pace_s: float | None = None
+    founders: int | None = None
+    churns: bool | None = None
+    jumps: bool | None = None
+    leases: bool | None = None
+    write_share: float | None = None
+    hunts_leaders: bool | None = None
+
+
+def _aimed(wanted: T | None, drawn: T) -> T:
+    return drawn if wanted is None else wanted
+
+
 class World:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, aim: Aim = Aim()) -> None:
         self.seed = seed
+        self.aim = aim
         self.rng = rng = random.Random(seed)
         self.clock = Clock()
         self.network = Network(self.clock, rng)
@@ -45,13 +76,14 @@ class World:
             chunk_bytes=rng.choice((40, 1000)),
             retained_entries=rng.choice((0, 0, 5)),
         )
-        self.membership_churns = rng.random() < 0.5
-        self.clocks_jump = rng.random() < 0.3
+        self.settings = msgspec.structs.replace(self.settings, **aim.settings)
+        self.membership_churns = _aimed(aim.churns, rng.random() < 0.5)
+        self.clocks_jump = _aimed(aim.jumps, rng.random() < 0.3)
         # A lease trusts clocks: it is not offered where they jump.
-        self.lease_reads = not self.clocks_jump and rng.random() < 0.5
+        self.lease_reads = not self.clocks_jump and _aimed(aim.leases, rng.random() < 0.5)
         self.snapshot_every = rng.choice((10, 30, 1_000_000))
-        self.think_s = rng.choice((0.005, 0.03))
-        self.write_share = rng.choice((0.02, 0.6, 0.8) if self.lease_reads else (0.6, 0.8))
+        self.think_s = _aimed(aim.think_s, rng.choice((0.005, 0.03)))
+        self.write_share = _aimed(aim.write_share, rng.choice((0.02, 0.6, 0.8) if self.lease_reads else (0.6, 0.8)))
         self.reply_loss = rng.choice((0.0, 0.1))
         self.effects_until_crash: int | None = None
         self.lease_reads_served = 0
@@ -59,7 +91,8 @@ class World:
         self.most_hosts = 7
         self.written: dict[str, list[Any]] = {key: [None] for key in KEYS}
         self.history: dict[str, list[Operation]] = {key: [] for key in KEYS}
-        founders = Configuration(tuple(f"n{number}" for number in range(1, rng.choice((1, 2, 3, 3, 3, 5, 5)) + 1)))
+        count = _aimed(aim.founders, rng.choice((1, 2, 3, 3, 3, 5, 5)))
+        founders = Configuration(tuple(f"n{number}" for number in range(1, count + 1)))
         self.truth = Truth(founders)
         self.hosts: dict[str, Host] = {}
         for _ in founders.voters:
