@@ -138,7 +138,7 @@ def read_private(path: Path) -> dict[str, Any] | None:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 return None
             value = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -208,8 +208,10 @@ class Machine:
             while len(restored_variables) < header.variables:
                 restored_variables += _variables_decoder.decode(next(parts, b""))
             restored_rounds = [_round_decoder.decode(next(parts, b"")) for _ in range(header.rounds)]
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SnapshotRefused(f"the snapshot can't be understood ({error})") from None
+        if not all(0 < len(each.history) <= each.declaration.history for each in restored_variables):
+            raise SnapshotRefused("a variable has no value, or a longer history than it keeps")
         if next(parts, None) is not None:
             raise SnapshotRefused("something follows the snapshot's end")
         self.index = header.index
@@ -232,7 +234,7 @@ class Machine:
     def _advance(self, index: int, data: bytes) -> Outcome:
         try:
             log_ms = _advance_decoder.decode(data).log_ms
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return clients.Malformed()
         self.log_ms = max(self.log_ms, log_ms)
         for ended in self.sessions.expire(index, self.log_ms):
@@ -250,7 +252,7 @@ class Machine:
                     self._changes.append(change)
                 return _encoder.encode(result)
             command = _command_decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _encoder.encode(refuse("command", "malformed", str(error)).refusal)
         if isinstance(command, _OF_SESSIONS):
             return _encoder.encode(self._run_session(index, command))
@@ -271,7 +273,7 @@ class Machine:
         """What a client session runs once, if all are Sets; None if not."""
         try:
             rows = list(map(_row_decoder.decode, commands))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         results, changes = self.variables.set_rows(first_index, self.log_ms, rows)
         self._changes += changes

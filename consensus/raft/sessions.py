@@ -134,7 +134,7 @@ class Sessions:
         """Apply one committed entry. The same entries give the same outcomes on every node."""
         try:
             command = _decoder.decode(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _MALFORMED
         if type(command) is Run:
             answer = self._apply_run(index, command)
@@ -178,7 +178,7 @@ class Sessions:
         for index, data in enumerate(entries, first_index):
             try:
                 outcomes.append(run(index, decode(data)))
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 outcomes.append(_MALFORMED)
         return outcomes
 
@@ -189,7 +189,7 @@ class Sessions:
             return None
         try:
             _, sessions, sequences, acknowledgements, commands = zip(*map(_row_decoder.decode, entries), strict=True)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         session, count = sessions[0], len(entries)
         table = self._tables.get(session)

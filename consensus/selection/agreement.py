@@ -94,7 +94,7 @@ def read(value: bytes) -> Agreement:
     """What a value that was decided says. Raises ValueError for what is none."""
     try:
         return _decoder.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"this is no agreement ({error})") from None
 
 

@@ -98,7 +98,7 @@ def _receive(
         for envelope in envelopes:
             try:
                 message = decode_datagram(envelope.open(datagram, None)[0])
-            except (Dropped, msgspec.MsgspecError):
+            except (Dropped, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
             if isinstance(message, JoinRefusal):
                 return f"refused: {message.reason}"

@@ -131,7 +131,8 @@ class Journal:
         """The rounds that a restart interrupted, with the time they have left."""
         found: list[Task] = []
         for path in sorted(self._folder.glob("*.task")) if self._folder is not None else ():
-            with contextlib.suppress(OSError, msgspec.MsgspecError):  # a torn one was never begun
+            # A torn one was never begun.
+            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
                 left_s = min(saved.until_s - time.time(), saved.task.deadline_s)  # clocks jump
                 if left_s > 0 and path.stem == saved.task.round_id:

@@ -114,7 +114,7 @@ class Validator:
 
     def hear(self, peer: str, raw: bytes) -> None:
         """A message of the vote has arrived."""
-        with contextlib.suppress(msgspec.DecodeError, asyncio.QueueFull):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, asyncio.QueueFull):
             self._inbox.put_nowait((peer, _message_decoder.decode(raw)))
 
     async def run(self) -> None:
@@ -130,7 +130,8 @@ class Validator:
                     await self._vote(self._now(), signed)
         except TimeoutError:
             self._say_where("no decision in time")
-        except (OSError, msgspec.MsgspecError) as error:  # what can't be kept, or read again, must not be sent
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            # What can't be kept, or read again, must not be sent.
             log.error("this node can't keep what it signs, so it takes no part", error=str(error))
             self._say_where("its record of what it signed failed")
         else:

@@ -83,7 +83,7 @@ class Door:
         try:
             while not self._closing and await self._serve_one(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass  # the worker went, or user code spoke to its own worker's door: only its own words are spoilt
         finally:
             del self._lines[line]

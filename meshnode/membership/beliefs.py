@@ -95,7 +95,7 @@ class Beliefs:
             return
         try:
             said = decode_update(update)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused += 1
             return
         match said:
@@ -176,7 +176,7 @@ class Beliefs:
         try:
             alive = decode_update(entry.alive)
             claim = decode_update(entry.claim) if entry.claim else None
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused += 1
             return
         if not isinstance(alive, Alive) or not isinstance(claim, News | None):

@@ -221,7 +221,7 @@ def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:
     """The answering member's record. Raises Refused if it is malformed or the member is of another mesh."""
     try:
         said = decode_update(answer.alive)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(f"its answer is malformed ({error}); run one version of meshnode", final=True) from None
     if not isinstance(said, Alive):
         raise Refused("its answer is malformed; run one version of meshnode", final=True)

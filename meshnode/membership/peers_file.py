@@ -35,7 +35,7 @@ def load_peers(path: Path, mesh_id: str) -> list[KeptPeer]:
         kept = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         log.warning("known peers can't be read; going on without", path=str(path), error=str(error))
         return []
     return kept.peers if kept.mesh_id == mesh_id else []

@@ -419,7 +419,7 @@ class Membership:
         except Dropped as reason:
             self._carrier.counters[f"dropped_{reason}"] += 1
             return
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._carrier.counters["dropped_malformed"] += 1
             return
         match message:

@@ -65,7 +65,7 @@ class Dispatch:
         def answer(incoming: Incoming) -> Reply:
             try:
                 message = decode(incoming.body)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise FaultError(Fault("malformed", f"{incoming.command}: {error}")) from None
             return _reply(responder, message, Caller(incoming.peer, incoming.deadline, incoming.context), _encode)
 
@@ -194,7 +194,7 @@ class Dispatch:
                 return
             try:
                 event = decode(body)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return
             receive(peer, event)
 
@@ -212,7 +212,7 @@ class Dispatch:
             decoder = self._decoders[kind] = msgspec.msgpack.Decoder(kind.reply)
         try:
             return decoder.decode(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise MeshError(
                 f"{kind.command}: the peer's answer is malformed ({error}); run one version of meshnode"
             ) from None

@@ -191,7 +191,7 @@ def _store() -> str:
 def _decode_options(line: bytes) -> Options:
     try:
         return msgspec.json.decode(line, type=Options)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(
             f"line 1, the options: {error}; send {{program, metric}}, if need be {{distributed, total, keep, run}}"
         ) from None
@@ -205,5 +205,5 @@ async def _examples(body: _Body) -> AsyncIterator[dict[str, Any]]:
             continue
         try:
             yield msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"line {number}: {error}; each line is one JSON object") from None

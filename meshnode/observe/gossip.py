@@ -90,7 +90,7 @@ def describe_member(member: Member, round_trip_s: float | None = None) -> dict[s
 async def _decoded(request: Request, kind: Any, shape: str) -> Any:
     try:
         return msgspec.json.decode(await read_body(request, MAX_BYTES), type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"body: {error}; send {shape} as JSON") from None
 
 

@@ -152,7 +152,7 @@ class _Routes:
         """Ask a handler, here or at a peer."""
         try:
             body = msgspec.json.decode(await read_body(request, MAX_CALL_BYTES), type=CallBody)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"body: {error}; send {{method, args, to, timeout_s}} as JSON") from None
         if body.timeout_s is not None and not 0 < body.timeout_s <= 86_400:
             raise InvalidInput(f"timeout_s: must be above 0 and at most 86400, got {body.timeout_s}")

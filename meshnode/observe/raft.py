@@ -42,7 +42,7 @@ class RaftRoutes:
         """Carry it out; the answer is the configuration afterwards."""
         try:
             body = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Change)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"body: {error}") from None
         target = next((m.node_id for m in self._node.members() if body.node in (m.name, m.node_id)), body.node)
         leader = self._node.status()["leader"]

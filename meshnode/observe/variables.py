@@ -105,7 +105,7 @@ class VariableRoutes:
             return error_answer("edits_off", "this node's page only shows; start it with --page-edits to edit", 403)
         try:
             body = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Write)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"body: {error}") from None
         name, variables = request.path_params["name"], self._node.variables
         match body.op:

@@ -109,7 +109,7 @@ class Feed:
 
     def reached(self, peer: str, raw: bytes) -> None:
         """Who follows says how far it has come by itself."""
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             message = _decode_reached(raw)
             follower = self._followers.get((peer, message.number))
             if follower is not None:

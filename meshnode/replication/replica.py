@@ -251,7 +251,7 @@ class Replica:
         self._pass_time()
         try:
             self._run(self._core.step(source, decode(raw)))
-        except (ProtocolViolation, msgspec.MsgspecError) as error:
+        except (ProtocolViolation, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("message refused", source=source, error=str(error))
         if not self.leads:  # a leader's own disk comes after what it has to send
             self._store.hurry()

@@ -341,7 +341,7 @@ class Replication:
         replica = self._replica
         try:
             message = _decode_submit(raw)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("writes refused", source=source, error=str(error))
             return
         if replica is None or not replica.leads or not message.entries:

@@ -217,7 +217,7 @@ class Submission(Generic[T]):
         """The answer to a Submit came."""
         try:
             answer = _decode(raw)
-        except msgspec.MsgspecError as malformed:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as malformed:
             log.warning("answer refused", source=source, error=str(malformed))
             return
         flight = self._flights.get(answer.number)

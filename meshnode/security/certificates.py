@@ -59,7 +59,7 @@ def read_certificate(certificate: bytes) -> Certificate | None:
     """What a certificate says, unchecked; None for anything else."""
     try:
         return msgspec.msgpack.decode(certificate, type=Certificate)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -79,7 +79,7 @@ def read_revocation(statement: bytes, authority: bytes) -> Revoked:
     """A revocation from its bytes. Raises ConfigError if it isn't one of this authority."""
     try:
         said = decode_update(statement)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         said = None
     if not isinstance(said, Revoked) or not is_revocation(said, authority):
         raise ConfigError("this is no revocation by the mesh's certificate authority")

@@ -82,7 +82,7 @@ class FileRuns(Runs):
             return msgspec.json.decode(file.read_bytes(), type=Run)
         except FileNotFoundError:
             raise no_such_run(run_id, self.list_runs(limit=5)) from None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _storage_error(file, error) from None
 
     def list_runs(self, *, limit: int = 100) -> list[Run]:
@@ -184,7 +184,7 @@ def _lines(file: Path, kind: type[T], start: int = 0) -> Iterator[tuple[int, int
                 offset = end
     except FileNotFoundError:
         return
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageError(f"{file}, at byte {offset}: damaged ({error}); restore it, or remove the run") from None
     except OSError as error:
         raise _storage_error(file, error) from None

@@ -108,7 +108,7 @@ class ProcessHost:
         worker = self._workers.get(name)
         try:
             messages: list[FromWorker] = decode_from_worker(parts[0])
-        except (msgspec.MsgspecError, IndexError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError) as error:
             # User code can reach the socket of its own worker; it can do no more than spoil its own words.
             log.warning("a worker sent garbage", worker=name, error=str(error))
             return

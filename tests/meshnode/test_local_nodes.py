@@ -104,7 +104,7 @@ def test_a_process_id_used_again_by_another_process_is_not_the_node(runtime: Pat
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', "{}", "[" * 5000])
 def test_a_damaged_file_is_passed_over(runtime: Path, content: str) -> None:
     running()
     (runtime / "nodes" / "bad.json").write_text(content)

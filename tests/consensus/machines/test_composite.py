@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,20 @@ def cut(chunks: Iterable[bytes], rng: random.Random) -> list[bytes]:
     whole = b"".join(chunks)
     cuts = sorted(rng.randrange(len(whole) + 1) for _ in range(5))
     return [whole[low:high] for low, high in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+
+def test_a_snapshot_with_a_variable_that_has_no_value_is_refused_as_a_whole() -> None:
+    source, machine = Machine(), Machine()
+    source.apply(1, clients.encode(clients.Open()))
+    source.apply(2, clients.encode(clients.Run(1, 1, 0, encode_command(Register(Declaration("v", "int", 1))))))
+    *others, kept = source.snapshot()
+    variables = msgspec.msgpack.decode(kept[4:])
+    variables[0][1] = []
+    damaged = msgspec.msgpack.encode(variables)
+    before = machine.digest()
+    with pytest.raises(SnapshotRefused, match="no value"):
+        machine.restore([*others, len(damaged).to_bytes(4, "little") + damaged])
+    assert machine.digest() == before
 
 
 @settings(max_examples=150, deadline=None)
@@ -176,6 +191,21 @@ def test_garbage_in_the_log_is_answered_and_changes_nothing_else() -> None:
         if isinstance(outcome, clients.Applied):
             assert decode_result(outcome.result).rule == "malformed"  # type: ignore[union-attr]  # a Refusal
     assert machine.variables.dump() == empty
+
+
+def test_a_text_that_is_not_utf8_or_nesting_without_end_in_the_log_is_answered_as_malformed() -> None:
+    machine = Machine()
+    machine.apply(1, clients.encode(clients.Open()))
+    text = encode_command(Unregister("name")).replace(b"name", b"na\xffe")
+    nested = b"\x94" + encode_command(Unregister("name"))[1:] + b"\x91" * 100_000 + b"\x01"
+    for index, command in enumerate((text, nested), 2):
+        outcome, _ = machine.apply(index, clients.encode(clients.Run(1, index, index - 1, command)))
+        assert isinstance(outcome, clients.Applied)
+        assert decode_result(outcome.result).rule == "malformed"  # type: ignore[union-attr]  # a Refusal
+    assert machine.apply(4, b"\x92" + clients.encode(clients.Open())[1:] + b"\x91" * 100_000 + b"\x01") == (
+        clients.Malformed(),
+        [],
+    )
 
 
 def test_entries_out_of_order_are_a_broken_promise() -> None:

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from consensus.bft.messages import digest_of
+from consensus.selection.agreement import Agreement, Rules, agreement_error
 from consensus.selection.candidates import (
     MAX_DEMO_BYTES,
     MAX_TRACE_BYTES,
@@ -221,6 +222,18 @@ def test_likeness_by_hand() -> None:
     assert similarity(tokens_of(b'{"q":"A,b!"}'), one) == SCALE, "case and signs say nothing"
     assert similarity(one, tokens_of(b'{"q":"!"}')) == 0
     assert similarity(tokens_of(b'{"q":"?"}'), tokens_of(b'{"q":"!"}')) == SCALE
+
+
+# The value of a vote.
+
+
+@pytest.mark.parametrize("harm", [b"\xa2q\xff", b"\xa2qa" + b"\x91" * 100_000])
+def test_a_liars_value_of_bad_text_or_endless_nesting_is_refused_like_any_other(harm: bytes) -> None:
+    value = msgspec.msgpack.encode(Agreement(Rules("qa", 1), bytes(32), (), bytes(32)))
+    assert value[2:5] == b"\xa2qa", "the purpose"
+    wrong = agreement_error(value[:2] + harm + value[5:], (), make_round(), None, lambda reveal: None)
+    assert wrong is not None
+    assert wrong.startswith("this is no agreement")
 
 
 # The choice.

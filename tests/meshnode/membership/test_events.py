@@ -115,9 +115,10 @@ async def test_a_node_that_restarts_before_its_peers_finds_them_when_they_come_b
         await wait_until(mesh.converged)
 
 
-async def test_a_damaged_peers_file_is_as_good_as_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b'{"mesh_id": "', b'{"mesh_id": "\xff", "peers": []}'])
+async def test_a_damaged_peers_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
     kept = tmp_path / "peers.json"
-    kept.write_text('{"mesh_id": "')
+    kept.write_bytes(content)
     async with Mesh() as mesh:
         peer = await mesh.start("a", mesh_id="1" * 32, peers_file=kept)
         assert peer.states() == {"a": "alive"}

@@ -258,7 +258,17 @@ async def test_a_call_reaches_the_named_peer_or_this_node(node: StandIn, client:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'{"args": 1}', b'{"method": 1}', b'{"method": "m", "timeout_s": -1}', b'{"x": 1}', b"\xff"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"args": 1}',
+        b'{"method": 1}',
+        b'{"method": "m", "timeout_s": -1}',
+        b'{"x": 1}',
+        b"\xff",
+        b'{"method": "\xff"}',
+    ],
 )
 async def test_a_malformed_call_is_the_callers_fault(node: StandIn, client: httpx.AsyncClient, body: bytes) -> None:
     response = await client.post("/call", content=body, headers=BEARER)
@@ -358,6 +368,9 @@ async def test_a_stalled_evaluation_stops_the_sender(node: StandIn, server: Http
         (b'{"program": "qa", "metric": "m", "distributed": "maybe"}', 400, "malformed", "distributed"),
         (b'{"program": "unknown", "metric": "m"}\n', 404, "unknown_command", "unknown"),
         (b'{"program": "qa", "metric": "m"}\n{"a": }\n', 400, "malformed", "line 2"),
+        (b'{"program": "\xff", "metric": "m"}\n', 400, "malformed", "line 1"),
+        (b'{"program": "qa", "metric": "m"}\n{"a": "\xff"}\n', 400, "malformed", "line 2"),
+        (b'{"program": "qa", "metric": "m"}\n{"a": ' + b"[" * 5000, 400, "malformed", "line 2"),
         (b'{"program": "qa", "metric": "m"}\n\n[1]\n', 400, "malformed", "line 3"),
         (b'{"program": "qa", "metric": "m"}\n' + b"x" * 17_000_000, 413, "too_large", "exceeds"),
     ],
