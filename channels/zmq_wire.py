@@ -259,7 +259,7 @@ class ZmqWire:
                     self._connecting.disconnect(path.address)
         elif self._inbound.pop(path.link, None) is not None and self._by_source.get(path.source) is path:
             del self._by_source[path.source]
-            shut(path.source)
+            shut(path.source, self.address)
 
     # Receiving
 
@@ -311,7 +311,7 @@ class ZmqWire:
         why, peer = self._whose(link, message)
         if why is not None:
             self.receiver.on_garbage(why)
-            shut(source)
+            shut(source, self.address)
             return
         path = Path(peer, link, outbound=False, address="", opened_at=self._loop.time())
         path.source = source
@@ -391,18 +391,28 @@ class ZmqWire:
         self.terminated = self._loop.run_in_executor(None, self._context.term)
 
 
-def shut(descriptor: int) -> None:
-    """Shut a connection of this process down by its descriptor; ZeroMQ then notices and closes it."""
+def shut(descriptor: int, address: str) -> None:
+    """Shut a connection to `address`, where this process listens, by its descriptor; ZeroMQ then notices and closes it.
+
+    ZeroMQ may have closed it already, and the number be another's: of an HTTP client's connection, or of a listener,
+    which ZeroMQ's thread would end the process for. Only a connection that did come in at `address` is touched.
+    """
     try:
-        connection = sockets.socket(fileno=os.dup(descriptor))
+        copy = os.dup(descriptor)
     except OSError:
+        return  # closed already
+    try:
+        connection = sockets.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
         return
-    try:
-        connection.shutdown(sockets.SHUT_RDWR)
-    except OSError:
-        pass  # already closed by the peer
-    finally:
-        connection.close()
+    with connection, suppress(OSError):
+        connection.getpeername()  # a listener has none, nor has what the peer closed
+        here = connection.getsockname()
+        if (str(here[1]) if isinstance(here, tuple) else here) == (
+            address.rpartition(":")[2] if isinstance(here, tuple) else address.removeprefix("ipc://")
+        ):
+            connection.shutdown(sockets.SHUT_RDWR)
 
 
 def _nothing() -> None:
