@@ -1,17 +1,17 @@
 """How much of the processors somebody outside took: what a benchmark of latencies on a virtual machine has to know.
 
     with Canaries() as canaries:
-        canaries.taken_s()  # forgets what was before
+        canaries.absences()  # forgets what was before
         ...
-        worst = canaries.taken_s()  # seconds that the processor which lost most was away since the last question
+        away = canaries.absences()  # when a processor was away since the last question: (from, until), monotonic clock
 
 One process per processor, under the real-time policy, wants to run every millisecond. No program of the machine can
 keep it from that, however busy it is; so when it comes late, the processor was not there: its host ran somebody else.
 (Or the kernel held it, which takes some tenths of a millisecond: `NOTED_S` is above that.) It knows nothing of what is
-being measured, so a run may be repeated on its word without choosing among outcomes.
+being measured, so what was due at that time may be left out on its word without choosing among outcomes.
 
-The real-time policy needs a privilege (root, or CAP_SYS_NICE). Without it the kernel's own count of stolen time is
-taken, which comes in steps of 10 ms; where there is none, nothing is ever said to be taken.
+The real-time policy needs a privilege (root, or CAP_SYS_NICE). Without it nothing is noticed, for a canary that has to
+wait its turn like any program would take load for absence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Canaries:
     def __init__(self) -> None:
         self.real_time = False  # whether they have their privilege
         self._children: list[subprocess.Popen[str]] = []
-        self._stolen = stolen_s()
 
     def __enter__(self) -> Self:
         if hasattr(os, "sched_setscheduler"):
@@ -55,27 +54,14 @@ class Canaries:
             assert child.stdout is not None
             child.stdout.close()
 
-    def taken_s(self) -> float:
-        """Seconds for which the processor that lost most was not there since this was last asked."""
-        before, self._stolen = self._stolen, stolen_s()
-        told = [float(json.loads(_ask(child))) for child in self._children]
-        if self.real_time:
-            return max(told)
-        return max((now - then for now, then in zip(self._stolen, before, strict=True)), default=0.0)
-
-
-def stolen_s() -> list[float]:
-    """Seconds that the host of this virtual machine kept each processor to itself, as the kernel counts them."""
-    try:
-        with open("/proc/stat") as stat:
-            lines = [line.split() for line in stat if line.startswith("cpu") and line[3].isdigit()]
-    except OSError:
-        return []
-    return [int(fields[8]) / os.sysconf("SC_CLK_TCK") for fields in lines]
+    def absences(self) -> list[tuple[float, float]]:
+        """From when until when some processor was not there, since this was last asked; of all, in no order."""
+        told = [json.loads(_ask(child)) for child in self._children]
+        return [(begin, end) for absences in told for begin, end in absences] if self.real_time else []
 
 
 def watch(processor: int) -> None:
-    """Be a canary: print whether we are privileged, then for each line read how much was taken since the last."""
+    """Be a canary: print whether we are privileged, then for each line read when the processor was away since."""
     os.sched_setaffinity(0, {processor})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
@@ -84,21 +70,21 @@ def watch(processor: int) -> None:
     else:
         privileged = True
     print(json.dumps(privileged), flush=True)
-    taken, due = 0.0, time.monotonic()
+    absences: list[tuple[float, float]] = []
+    due = time.monotonic()
     while True:
         due += EVERY_S
         asked, _, _ = select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))
         now = time.monotonic()
-        late = now - due
-        if late > NOTED_S:
-            taken += late
+        if now - due > NOTED_S:
+            absences.append((due, now))
             due = now
         if asked:
             due = now
             if not sys.stdin.readline():
                 return
-            print(json.dumps(taken), flush=True)
-            taken = 0.0
+            print(json.dumps(absences), flush=True)
+            absences.clear()
 
 
 def _ask(child: subprocess.Popen[str]) -> str:

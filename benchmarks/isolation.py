@@ -12,16 +12,15 @@ idle baseline. `--delay` puts a relay of so long a round trip between the proces
 What the figures mean, and why they are taken so:
 
 - A percentile is that of all rounds' probes together. One round has too few for a p99 of its own: that would be its
-  slowest probe, and a median of such maxima says how unlucky a usual round is. All together have some 350 and 700, so
-  the p99 is the fourth and the eighth slowest.
+  slowest probe, and a median of such maxima says how unlucky a usual round is. All together have some 450 and 900, so
+  the p99 is the fifth and the tenth slowest.
 - A ratio to idle comes with the interval in which it lies for nine of ten draws of rounds with replacement: if it is
   wide, the run was too short or too disturbed to tell.
-- A virtual machine's host takes processors away, 3 to 60 ms at a time and now and then; a hiccup of 15 ms is 1 % of a
-  piece, so it alone would be the p99. Canaries (`benchmarks.canary`) notice that without knowing what is measured. A
-  piece in which a processor was away for more than 0.2 % of the time is thrown away and repeated, whatever came of it,
-  the idle ones like all others, and on all arms; three times at most, then the least disturbed counts. How many were
-  repeated, and what was taken from those that count, is in the table: should floods be repeated much more often than
-  idle pieces, floods would be what disturbs the host, and the table flatter.
+- A virtual machine's host takes processors away, 3 to 60 ms at a time; one hiccup of 15 ms is 1 % of a piece, so it
+  alone would be the p99. Canaries (`benchmarks.canary`) notice without knowing what is measured. Probes that were due
+  around such a time are left out, on all arms and idle alike, and by when they were due alone: how long they took plays
+  no part. What part that was is in the table: should floods lose much more than idle pieces, floods would be what
+  disturbs the host, and the table flatter. What a flood piles up for longer than that counts.
 """
 
 from __future__ import annotations
@@ -42,10 +41,6 @@ from benchmarks.chart import bars
 from benchmarks.isolation_arms import SPECS, TITLES
 from benchmarks.isolation_outcomes import FLOODS, PROBES, Flood, Outcome, Outcomes, table, verdict
 from benchmarks.measure import process, put
-
-#: A piece is disturbed if a processor was away for more than this part of it.
-DISTURBED = 0.002
-ATTEMPTS = 4
 
 
 class Client:
@@ -83,7 +78,7 @@ def client(arm: str, addresses: str) -> Iterator[Client]:
             child.wait(10)
 
 
-def measure(rounds: int, seconds: float, delay_s: float, most_repeats: int) -> Outcomes:
+def measure(rounds: int, seconds: float, delay_s: float) -> Outcomes:
     """Outcomes by arm and flood title."""
     outcomes = {(arm, flood.title): Outcome() for arm in SPECS for flood in FLOODS}
     with ExitStack() as stack:
@@ -103,15 +98,9 @@ def measure(rounds: int, seconds: float, delay_s: float, most_repeats: int) -> O
         for _ in range(rounds):
             for flood in FLOODS:
                 for arm in SPECS:
-                    tries: list[tuple[float, dict[str, Any]]] = []
-                    while not tries or (tries[-1][0] > DISTURBED * seconds and len(tries) < ATTEMPTS and most_repeats):
-                        most_repeats -= bool(tries)
-                        canaries.taken_s()
-                        piece = clients[arm].run(flood, capacity * flood.share / 100, seconds)
-                        tries.append((canaries.taken_s(), piece))
-                    taken_s, piece = min(tries, key=lambda one: one[0])
-                    outcomes[arm, flood.title].add(piece, taken_s)
-                    outcomes[arm, flood.title].repeated += len(tries) - 1
+                    canaries.absences()
+                    piece = clients[arm].run(flood, capacity * flood.share / 100, seconds)
+                    outcomes[arm, flood.title].add(piece, canaries.absences())
     return outcomes
 
 
@@ -138,7 +127,7 @@ def chart(outcomes: Outcomes, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Isolation of channels.")
     parser.add_argument("--quick", action="store_true", help="one round, about 40 s, no chart")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1.2, help="of each flood on each arm in each round")
     parser.add_argument("--chart", type=Path, default=Path("docs/isolation.svg"))
     parser.add_argument("--docs", type=Path, help="put the table there, too, in the place that is marked for it")
@@ -146,14 +135,11 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     load = os.getloadavg()[0]
-    pieces = rounds * len(SPECS) * len(FLOODS)
-    outcomes = measure(rounds, options.seconds, options.delay / 1000, pieces // 3)
-    disturbed = sum(taken > DISTURBED * options.seconds for one in outcomes.values() for taken in one.taken_s)
-    repeated = sum(one.repeated for one in outcomes.values())
+    outcomes = measure(rounds, options.seconds, options.delay / 1000)
+    left_out = sum(one.left_out for one in outcomes.values()) / sum(one.probes for one in outcomes.values())
     how = (
-        f"{rounds} rounds of {options.seconds:g} s. Of {pieces} pieces {repeated} "
-        f"were repeated because a processor was away; {disturbed} that count are disturbed all the same. Load of the "
-        f"machine, {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
+        f"{rounds} rounds of {options.seconds:g} s. {left_out:.0%} of the probes were left out because a processor was "
+        f"away. Load of the machine, {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
     )
     report = "\n".join([table(outcomes), "", *(f"- {line}" for line in verdict(outcomes).splitlines()), "", how])
     print(report)

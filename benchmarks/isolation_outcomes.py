@@ -14,6 +14,9 @@ PROBES = ("coordination", "real_time")
 KIB, MIB = 1024, 1024 * 1024
 SHARES = (50, 90, 120)  # % of capacity
 RESAMPLES = 400
+#: A probe is left out by when it was due, never by how long it took: if that was from so long before a processor went
+#: away (it may have been under way) until so long after it came back, and as long again as it was away (what piled up).
+BEFORE_S, AFTER_S = 0.03, 0.01
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,22 @@ class Outcome:
     violations: int = 0
     offered: int = 0
     moved: list[float] = field(default_factory=list)
-    taken_s: list[float] = field(default_factory=list)  # in each round, by whoever else was on the processors
-    repeated: int = 0
+    left_out: int = 0  # probes due while a processor was away
+    probes: int = 0
 
-    def add(self, piece: dict[str, Any], taken_s: float) -> None:
+    def add(self, piece: dict[str, Any], absences: Sequence[tuple[float, float]]) -> None:
+        spans = [(begin - BEFORE_S, end + (end - begin) + AFTER_S) for begin, end in absences]
         for probe, rounds in self.round_trips.items():
-            rounds.append(piece[probe])
+            counted = [took for due, took in piece[probe] if not any(begin <= due <= end for begin, end in spans)]
+            if counted:
+                rounds.append(counted)
+            self.probes += len(piece[probe])
+            self.left_out += len(piece[probe]) - len(counted)
         for kind, count in piece["lost"].items():
             self.lost[kind] = self.lost.get(kind, 0) + count
         self.violations += piece["violations"]
         self.offered += piece["offered"]
         self.moved.append(piece["bytes_per_s"])
-        self.taken_s.append(taken_s)
 
     def at(self, probe: str, quantile: float) -> float:
         """A percentile of a probe's round trips, of all rounds together."""
@@ -105,7 +112,7 @@ def table(outcomes: Outcomes) -> str:
     lines = [
         "| flood | arm | coordination p50 / p99 / p99.9, ms | p99 x idle | real_time p50 / p99 / p99.9, ms "
         "| p99 x idle | MB/s | lost: coordination, real_time, inference, telemetry | out of order "
-        "| repeated, taken |",
+        "| left out |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for flood in FLOODS:
@@ -119,7 +126,7 @@ def table(outcomes: Outcomes) -> str:
             lost = one.lost.get("telemetry", 0) / one.offered if flood.kind == "telemetry" else 0.0
             cells.append(", ".join(str(one.lost[kind]) for kind in (*PROBES, "inference")) + f", {max(0.0, lost):.0%}")
             cells.append(str(one.violations))
-            cells.append(f"{one.repeated}, {sum(one.taken_s) * 1e3:.1f} ms")
+            cells.append(f"{one.left_out / one.probes:.0%}")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

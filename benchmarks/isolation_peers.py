@@ -71,7 +71,7 @@ class Probe:
         self._name = name
         self._server: Any = server
         self._late: dict[int, float] = {}  # real_time probes under way: when each was due
-        self._round_trips: dict[str, list[float]] = {}
+        self._round_trips: dict[str, list[tuple[float, float]]] = {}  # when each probe was due, how long it took
         self._lost: dict[str, int] = {}
         self._last_back = 0
         self._violations = 0
@@ -156,7 +156,7 @@ class Probe:
         except Exception:
             self._lost["coordination"] += 1
         else:
-            self._round_trips["coordination"].append(time.monotonic() - due)
+            self._round_trips["coordination"].append((due, time.monotonic() - due))
 
     def _tell(self, due: float) -> None:
         self._number += 1
@@ -167,7 +167,7 @@ class Probe:
         """What the server sends back of real_time."""
         number, due = PROBE.unpack(incoming.body)
         if self._late.pop(number, None) is not None:
-            self._round_trips["real_time"].append(time.monotonic() - due)
+            self._round_trips["real_time"].append((due, time.monotonic() - due))
         self._violations += number < self._last_back
         self._last_back = max(self._last_back, number)
         return b""

@@ -96,6 +96,7 @@ class Lane:
         "refused",
         "requests",
         "sent_at",
+        "turn_ends",
         "under_way",
         "waiting",
         "waiting_bytes",
@@ -103,6 +104,7 @@ class Lane:
 
     def __init__(self, window: int) -> None:
         self.pace = Pace(window)
+        self.turn_ends: float | None = None  # None: nothing was sent in this turn of the loop
         self.sent_at: deque[tuple[float, int]] = deque()  # of the chunks under way, each with its size, in order
         self.under_way = 0  # their bytes
         self.waiting: deque[Outgoing] = deque()
@@ -123,7 +125,8 @@ class Chunks:
     """The chunked bodies of one channel.
 
     `post(peer, message, size)` sends a message with the tick's packet, `send(peer, messages, body)` one chunk at once
-    (False: not now), `refuse(peer, message, fault)` tells that a message could not be delivered.
+    (False: not now), `refuse(peer, message, fault)` tells that a message could not be delivered, and
+    `later(callback, peer)` calls back in the loop's next turn.
     """
 
     def __init__(
@@ -133,8 +136,12 @@ class Chunks:
         send: Callable[[Peer, list[Any], memoryview], bool],
         refuse: Callable[[Peer, Any, Fault], None],
         drops: Drops,
+        later: Callable[[Callable[[Peer], None], Peer], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
+        self._later = later
+        self._clock = clock
         self._post = post
         self._send = send
         self._refuse = refuse
@@ -164,12 +171,15 @@ class Chunks:
         self.pump(peer)
 
     def pump(self, peer: Peer) -> None:
-        """Send what the window allows."""
+        """Send what the window and this turn of the loop allow."""
         lane = self._lanes.get(peer.id)
         if lane is None or peer.path is None:
             return
         size = self._spec.chunk_bytes
         while lane.waiting and lane.under_way < lane.pace.window * size:
+            # Many acknowledgements come at once, and many callers begin at once: what is urgent goes in between.
+            if lane.turn_ends is not None and self._clock() > lane.turn_ends:
+                return
             out = lane.waiting[0]
             if out.abandoned:
                 lane.waiting.popleft()
@@ -178,8 +188,12 @@ class Chunks:
             messages: list[Any] = [Chunk(out.transfer, out.next, len(out.body))]
             if out.next + 1 == out.chunks:
                 messages.append(Whole(out.transfer, out.chunks, out.message))
+            began = self._clock()
             if not self._send(peer, messages, piece):
                 return
+            if lane.turn_ends is None:
+                lane.turn_ends = began + self._spec.drain_s
+                self._later(self._next_turn, peer)
             out.next += 1
             weight = max(len(piece), -(-size // SMALL))
             lane.sent_at.append((time.monotonic(), weight))
@@ -189,6 +203,12 @@ class Chunks:
                 lane.waits_no_more(out)
             elif out.next % TURN == 0:
                 lane.waiting.rotate(-1)
+
+    def _next_turn(self, peer: Peer) -> None:
+        lane = self._lanes.get(peer.id)
+        if lane is not None:
+            lane.turn_ends = None
+            self.pump(peer)
 
     def abandon(self, peer: Peer, request_id: int) -> None:
         """Nobody waits for this request of ours any more: what is left of its body stays here."""

@@ -115,7 +115,14 @@ class Router:
         # What is published is never large, so only acknowledged delivery needs more than a push.
         post = self.post if spec.loss_rule == "retry" else self.push
         self.topics = Topics(spec, self.limits, self.peers, post, self.drops)
-        self.chunks = Chunks(spec, self.push, self.outbox.send_chunk, self._refused_body, self.drops)
+        self.chunks = Chunks(
+            spec,
+            self.push,
+            self.outbox.send_chunk,
+            self._refused_body,
+            self.drops,
+            asyncio.get_running_loop().call_soon,
+        )
         self.delivery = (
             Delivery(spec, self.timing, self.push, self._gave_up, self.drops) if spec.loss_rule == "retry" else None
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from channels.chunks import MAX_WINDOW, SMALL, Chunks, Pace
@@ -20,12 +22,22 @@ class Sender:
         self.peer = Peer("b", 1024)
         self.peer.path = Path("b", b"L1", outbound=True, address="", opened_at=0.0)
         self.posted: list[Any] = []
+        self.now = 0.0
+        self.takes_s = 0.0  # to send a chunk
+        self.turns: deque[tuple[Callable[[Peer], None], Peer]] = deque()
         self.chunks = Chunks(
-            INFERENCE, lambda _, message, __: self.posted.append(message), self.send, lambda *_: None, Drops()
+            INFERENCE,
+            lambda _, message, __: self.posted.append(message),
+            self.send,
+            lambda *_: None,
+            Drops(),
+            lambda callback, peer: self.turns.append((callback, peer)),
+            lambda: self.now,
         )
 
     def send(self, _: Peer, messages: list[Any], piece: memoryview) -> bool:
         self.packets.append((messages, len(piece)))
+        self.now += self.takes_s
         return True
 
     def start(self, number: int, size: int) -> None:
@@ -56,6 +68,21 @@ def test_what_is_on_the_way_is_bounded_in_bytes_and_in_number() -> None:
         assert sum(type(messages[-1]) is Whole for messages, _ in sender.packets) == 64
 
 
+def test_what_takes_long_to_send_leaves_over_several_turns_of_the_loop() -> None:
+    sender = Sender()
+    sender.takes_s = INFERENCE.drain_s * 0.7
+    for number in range(10):
+        sender.start(number, 64 * KIB)
+    counts = [len(sender.packets)]
+    while sender.turns:
+        ((callback, peer),) = sender.turns
+        sender.turns.clear()
+        callback(peer)
+        counts.append(len(sender.packets))
+    assert counts == [2, 4, 6, 8, 8]
+    assert INFERENCE.chunk_window * SMALL == 8
+
+
 def test_bodies_take_turns_long_enough_to_finish_most() -> None:
     sender = Sender()
     sender.start(1, 6 * MIB)
@@ -81,7 +108,7 @@ def test_of_a_request_that_was_cancelled_no_more_is_sent_and_the_peer_forgets_th
     assert given_up == Whole(1, 0, Request(1, "take", b"", 0.0, 1.0))
 
     drops = Drops()
-    receiver = Chunks(INFERENCE, lambda *_: None, lambda *_: True, lambda *_: None, drops)
+    receiver = Chunks(INFERENCE, lambda *_: None, lambda *_: True, lambda *_: None, drops, lambda *_: None)
     for chunk in sent:
         receiver.on_chunk(sender.peer, chunk, bytes(MIB))
     assert receiver.on_whole(sender.peer, given_up) is None
