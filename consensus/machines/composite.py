@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from consensus.bft.certificate import Verify
+from consensus.decoding import UNDECODABLE
 from consensus.errors import ConsensusError
 from consensus.machines import rounds, sessions, variables
 from consensus.machines.values import Refusal, RefusedByRule, refuse
@@ -208,7 +209,7 @@ class Machine:
             while len(restored_variables) < header.variables:
                 restored_variables += _variables_decoder.decode(next(parts, b""))
             restored_rounds = [_round_decoder.decode(next(parts, b"")) for _ in range(header.rounds)]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise SnapshotRefused(f"the snapshot can't be understood ({error})") from None
         if not all(0 < len(each.history) <= each.declaration.history for each in restored_variables):
             raise SnapshotRefused("a variable has no value, or a longer history than it keeps")
@@ -234,7 +235,7 @@ class Machine:
     def _advance(self, index: int, data: bytes) -> Outcome:
         try:
             log_ms = _advance_decoder.decode(data).log_ms
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return clients.Malformed()
         self.log_ms = max(self.log_ms, log_ms)
         for ended in self.sessions.expire(index, self.log_ms):
@@ -252,7 +253,7 @@ class Machine:
                     self._changes.append(change)
                 return _encoder.encode(result)
             command = _command_decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             return _encoder.encode(refuse("command", "malformed", str(error)).refusal)
         if isinstance(command, _OF_SESSIONS):
             return _encoder.encode(self._run_session(index, command))
@@ -273,7 +274,7 @@ class Machine:
         """What a client session runs once, if all are Sets; None if not."""
         try:
             rows = list(map(_row_decoder.decode, commands))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return None
         results, changes = self.variables.set_rows(first_index, self.log_ms, rows)
         self._changes += changes

@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from consensus.decoding import UNDECODABLE
+
 RunAll: TypeAlias = Callable[[int, Sequence[bytes]], list[bytes] | None]
 T = TypeVar("T")
 Natural: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -134,7 +136,7 @@ class Sessions:
         """Apply one committed entry. The same entries give the same outcomes on every node."""
         try:
             command = _decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return _MALFORMED
         if type(command) is Run:
             answer = self._apply_run(index, command)
@@ -178,7 +180,7 @@ class Sessions:
         for index, data in enumerate(entries, first_index):
             try:
                 outcomes.append(run(index, decode(data)))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except UNDECODABLE:
                 outcomes.append(_MALFORMED)
         return outcomes
 
@@ -189,7 +191,7 @@ class Sessions:
             return None
         try:
             _, sessions, sequences, acknowledgements, commands = zip(*map(_row_decoder.decode, entries), strict=True)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return None
         session, count = sessions[0], len(entries)
         table = self._tables.get(session)

@@ -14,6 +14,7 @@ import msgspec
 from consensus.bft.certificate import Verify, proves
 from consensus.bft.messages import Certificate, digest_of
 from consensus.bft.quorum import Round
+from consensus.decoding import UNDECODABLE
 from consensus.selection.candidates import Candidate, Merged, demo_error, merge, set_digest, trace_error
 from consensus.selection.choice import MAX_CHOSEN, Chosen, Weights, result_digest, select
 from consensus.selection.scores import SCALE, Reveal
@@ -94,7 +95,7 @@ def read(value: bytes) -> Agreement:
     """What a value that was decided says. Raises ValueError for what is none."""
     try:
         return _decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise ValueError(f"this is no agreement ({error})") from None
 
 

@@ -135,13 +135,14 @@ def _here(
 def _read_state(path: Path) -> dict[str, Any]:
     import msgspec
 
+    from meshnode.decoding import UNDECODABLE
     from meshnode.errors import InvalidInput
 
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except OSError as error:
         raise InvalidInput(f"--state {path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise InvalidInput(f"--state {path}: {error}; it must hold one JSON object") from None
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
+from meshnode.decoding import UNDECODABLE
 from meshnode.membership.datagrams import Dropped, Envelope, Plain
 from meshnode.membership.messages import Alive, JoinAnswer, JoinRefusal, JoinRequest, decode_datagram, decode_update
 from meshnode.membership.messages import encode as encode_message
@@ -98,7 +97,7 @@ def _receive(
         for envelope in envelopes:
             try:
                 message = decode_datagram(envelope.open(datagram, None)[0])
-            except (Dropped, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except (Dropped, *UNDECODABLE):
                 continue
             if isinstance(message, JoinRefusal):
                 return f"refused: {message.reason}"

@@ -22,6 +22,7 @@ from consensus.bft.messages import Certificate
 from consensus.bft.node import Persist
 from consensus.machines.rounds import Submit
 from consensus.selection.scores import Reveal
+from meshnode.decoding import UNDECODABLE
 from meshnode.demos.task import Task
 
 KEPT_ROUNDS = 32
@@ -132,7 +133,7 @@ class Journal:
         found: list[Task] = []
         for path in sorted(self._folder.glob("*.task")) if self._folder is not None else ():
             # A torn one was never begun.
-            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            with contextlib.suppress(OSError, *UNDECODABLE):
                 saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
                 left_s = min(saved.until_s - time.time(), saved.task.deadline_s)  # clocks jump
                 if left_s > 0 and path.stem == saved.task.round_id:

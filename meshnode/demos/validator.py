@@ -25,6 +25,7 @@ import structlog
 from consensus.bft.messages import Certificate, Message
 from consensus.bft.node import Effect, Persist, Send, Simplex, Timing
 from consensus.bft.quorum import Round
+from consensus.decoding import UNDECODABLE
 from consensus.machines.rounds import (
     MAX_SUBMISSION_BYTES,
     Command,
@@ -114,7 +115,7 @@ class Validator:
 
     def hear(self, peer: str, raw: bytes) -> None:
         """A message of the vote has arrived."""
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, asyncio.QueueFull):
+        with contextlib.suppress(*UNDECODABLE, asyncio.QueueFull):
             self._inbox.put_nowait((peer, _message_decoder.decode(raw)))
 
     async def run(self) -> None:

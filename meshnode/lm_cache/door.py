@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.lm_cache import DOOR_VARIABLE, ENTRY_BYTES, KEY_BYTES, WAIT_VARIABLE
 from meshnode.lm_cache.service import LmCache
 
@@ -83,7 +84,7 @@ class Door:
         try:
             while not self._closing and await self._serve_one(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (asyncio.IncompleteReadError, ConnectionError, *UNDECODABLE):
             pass  # the worker went, or user code spoke to its own worker's door: only its own words are spoilt
         finally:
             del self._lines[line]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.membership.authority import Authority, C
 from meshnode.membership.broadcasts import Broadcasts
 from meshnode.membership.effects import Changed, Effect, Expelled, Forgotten, Heard, Send
@@ -95,7 +96,7 @@ class Beliefs:
             return
         try:
             said = decode_update(update)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             self.refused += 1
             return
         match said:
@@ -176,7 +177,7 @@ class Beliefs:
         try:
             alive = decode_update(entry.alive)
             claim = decode_update(entry.claim) if entry.claim else None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             self.refused += 1
             return
         if not isinstance(alive, Alive) or not isinstance(claim, News | None):

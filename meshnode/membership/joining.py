@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meshnode.addresses import split_address
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import ConfigError, JoinError, MeshError
 from meshnode.membership.datagrams import Carrier, SocketAddress, address_of
 from meshnode.membership.messages import (
@@ -221,7 +222,7 @@ def read_answer(answer: JoinAnswer, mesh_id: str | None) -> Record:
     """The answering member's record. Raises Refused if it is malformed or the member is of another mesh."""
     try:
         said = decode_update(answer.alive)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise Refused(f"its answer is malformed ({error}); run one version of meshnode", final=True) from None
     if not isinstance(said, Alive):
         raise Refused("its answer is malformed; run one version of meshnode", final=True)

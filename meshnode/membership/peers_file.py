@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from meshnode.decoding import UNDECODABLE
+
 log = structlog.get_logger("meshnode.membership")
 
 _KEPT = 256  # peers kept; any one of them leads to the others
@@ -35,7 +37,7 @@ def load_peers(path: Path, mesh_id: str) -> list[KeptPeer]:
         kept = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, *UNDECODABLE) as error:
         log.warning("known peers can't be read; going on without", path=str(path), error=str(error))
         return []
     return kept.peers if kept.mesh_id == mesh_id else []

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from meshnode.addresses import join_address, split_address
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput, JoinError, MeshError, Unreachable
 from meshnode.membership.authority import Authority
 from meshnode.membership.datagrams import Carrier, Datagrams, Dropped, Envelope, Plain
@@ -419,7 +420,7 @@ class Membership:
         except Dropped as reason:
             self._carrier.counters[f"dropped_{reason}"] += 1
             return
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             self._carrier.counters["dropped_malformed"] += 1
             return
         match message:

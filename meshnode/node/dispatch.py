@@ -16,6 +16,7 @@ import msgspec
 
 from channels.errors import Fault
 from channels.transport import Channel, ChannelName, Channels, FaultError, Incoming, Reply
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import MeshError, Unreachable, to_fault
 from meshnode.mesh import Caller, Event, R, Request, Responder
 from meshnode.spans import Open, Spans, await_within, opened_here
@@ -65,7 +66,7 @@ class Dispatch:
         def answer(incoming: Incoming) -> Reply:
             try:
                 message = decode(incoming.body)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except UNDECODABLE as error:
                 raise FaultError(Fault("malformed", f"{incoming.command}: {error}")) from None
             return _reply(responder, message, Caller(incoming.peer, incoming.deadline, incoming.context), _encode)
 
@@ -194,7 +195,7 @@ class Dispatch:
                 return
             try:
                 event = decode(body)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except UNDECODABLE:
                 return
             receive(peer, event)
 
@@ -212,7 +213,7 @@ class Dispatch:
             decoder = self._decoders[kind] = msgspec.msgpack.Decoder(kind.reply)
         try:
             return decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise MeshError(
                 f"{kind.command}: the peer's answer is malformed ({error}); run one version of meshnode"
             ) from None

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput, MeshError, TooLarge
 from meshnode.observe.answers import status_of, to_json
 from meshnode.observe.served import Served
@@ -191,7 +192,7 @@ def _store() -> str:
 def _decode_options(line: bytes) -> Options:
     try:
         return msgspec.json.decode(line, type=Options)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise InvalidInput(
             f"line 1, the options: {error}; send {{program, metric}}, if need be {{distributed, total, keep, run}}"
         ) from None
@@ -205,5 +206,5 @@ async def _examples(body: _Body) -> AsyncIterator[dict[str, Any]]:
             continue
         try:
             yield msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise InvalidInput(f"line {number}: {error}; each line is one JSON object") from None

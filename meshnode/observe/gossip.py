@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput
 from meshnode.mesh import Member
 from meshnode.observe.answers import answer
@@ -90,7 +91,7 @@ def describe_member(member: Member, round_trip_s: float | None = None) -> dict[s
 async def _decoded(request: Request, kind: Any, shape: str) -> Any:
     try:
         return msgspec.json.decode(await read_body(request, MAX_BYTES), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise InvalidInput(f"body: {error}; send {shape} as JSON") from None
 
 

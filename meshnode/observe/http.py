@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput, MeshError
 from meshnode.observe import page
 from meshnode.observe.answers import answer, error_answer, mesh_error_answer
@@ -152,7 +153,7 @@ class _Routes:
         """Ask a handler, here or at a peer."""
         try:
             body = msgspec.json.decode(await read_body(request, MAX_CALL_BYTES), type=CallBody)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise InvalidInput(f"body: {error}; send {{method, args, to, timeout_s}} as JSON") from None
         if body.timeout_s is not None and not 0 < body.timeout_s <= 86_400:
             raise InvalidInput(f"timeout_s: must be above 0 and at most 86400, got {body.timeout_s}")

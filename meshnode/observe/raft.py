@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput, NoLeader
 from meshnode.observe.answers import answer
 from meshnode.observe.body import read_body
@@ -42,7 +43,7 @@ class RaftRoutes:
         """Carry it out; the answer is the configuration afterwards."""
         try:
             body = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Change)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise InvalidInput(f"body: {error}") from None
         target = next((m.node_id for m in self._node.members() if body.node in (m.name, m.node_id)), body.node)
         leader = self._node.status()["leader"]

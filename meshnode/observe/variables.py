@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput
 from meshnode.mesh import Consistency
 from meshnode.observe.answers import answer, error_answer, to_json
@@ -105,7 +106,7 @@ class VariableRoutes:
             return error_answer("edits_off", "this node's page only shows; start it with --page-edits to edit", 403)
         try:
             body = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Write)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise InvalidInput(f"body: {error}") from None
         name, variables = request.path_params["name"], self._node.variables
         match body.op:

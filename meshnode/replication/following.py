@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from consensus.machines.composite import Change, Machine
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import MeshError, Unreachable
 from meshnode.mesh import Mesh
 from meshnode.replication.messages import Follow, Part, Reached, Stretch
@@ -109,7 +110,7 @@ class Feed:
 
     def reached(self, peer: str, raw: bytes) -> None:
         """Who follows says how far it has come by itself."""
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        with contextlib.suppress(*UNDECODABLE):
             message = _decode_reached(raw)
             follower = self._followers.get((peer, message.number))
             if follower is not None:

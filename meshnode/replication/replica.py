@@ -39,6 +39,7 @@ from consensus.raft.effects import (
 from consensus.raft.messages import COMMAND, Entry, Message, decode, encode
 from consensus.raft.node import Raft
 from consensus.raft.settings import Settings
+from meshnode.decoding import UNDECODABLE
 from meshnode.replication.batches import Asker, Batch, Batches
 from meshnode.replication.messages import (
     DONE,
@@ -251,7 +252,7 @@ class Replica:
         self._pass_time()
         try:
             self._run(self._core.step(source, decode(raw)))
-        except (ProtocolViolation, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (ProtocolViolation, *UNDECODABLE) as error:
             log.warning("message refused", source=source, error=str(error))
         if not self.leads:  # a leader's own disk comes after what it has to send
             self._store.hurry()

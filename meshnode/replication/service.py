@@ -22,6 +22,7 @@ from consensus.machines.values import Refusal, RefusedByRule
 from consensus.machines.variables import Compared, Written
 from consensus.raft.configuration import Configuration
 from consensus.raft.state import Stored, founding
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLarge, Unreachable, to_fault
 from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
@@ -341,7 +342,7 @@ class Replication:
         replica = self._replica
         try:
             message = _decode_submit(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             log.warning("writes refused", source=source, error=str(error))
             return
         if replica is None or not replica.leads or not message.entries:

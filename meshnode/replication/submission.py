@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from consensus.raft import sessions as clients
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import (
     Closed,
     InvalidInput,
@@ -217,7 +218,7 @@ class Submission(Generic[T]):
         """The answer to a Submit came."""
         try:
             answer = _decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as malformed:
+        except UNDECODABLE as malformed:
             log.warning("answer refused", source=source, error=str(malformed))
             return
         flight = self._flights.get(answer.number)

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import ConfigError
 from meshnode.identity import verify
 from meshnode.membership.messages import REVOKED, Revoked, decode_update, encode
@@ -59,7 +60,7 @@ def read_certificate(certificate: bytes) -> Certificate | None:
     """What a certificate says, unchecked; None for anything else."""
     try:
         return msgspec.msgpack.decode(certificate, type=Certificate)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return None
 
 
@@ -79,7 +80,7 @@ def read_revocation(statement: bytes, authority: bytes) -> Revoked:
     """A revocation from its bytes. Raises ConfigError if it isn't one of this authority."""
     try:
         said = decode_update(statement)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         said = None
     if not isinstance(said, Revoked) or not is_revocation(said, authority):
         raise ConfigError("this is no revocation by the mesh's certificate authority")

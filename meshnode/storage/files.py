@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from meshnode.decoding import UNDECODABLE
 from meshnode.errors import InvalidInput
 from meshnode.storage.runs import (
     Checkpoint,
@@ -82,7 +83,7 @@ class FileRuns(Runs):
             return msgspec.json.decode(file.read_bytes(), type=Run)
         except FileNotFoundError:
             raise no_such_run(run_id, self.list_runs(limit=5)) from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (OSError, *UNDECODABLE) as error:
             raise _storage_error(file, error) from None
 
     def list_runs(self, *, limit: int = 100) -> list[Run]:
@@ -184,7 +185,7 @@ def _lines(file: Path, kind: type[T], start: int = 0) -> Iterator[tuple[int, int
                 offset = end
     except FileNotFoundError:
         return
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise StorageError(f"{file}, at byte {offset}: damaged ({error}); restore it, or remove the run") from None
     except OSError as error:
         raise _storage_error(file, error) from None

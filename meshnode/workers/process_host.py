@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 import zmq
 
 from channels.socket import LoopSocket
+from meshnode.decoding import UNDECODABLE
 from meshnode.workers.guardian import Guardian
 from meshnode.workers.hosts import Exited, Received
 from meshnode.workers.protocol import Begin, FromWorker, Hello, ToWorker, decode_from_worker, encode
@@ -108,7 +108,7 @@ class ProcessHost:
         worker = self._workers.get(name)
         try:
             messages: list[FromWorker] = decode_from_worker(parts[0])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError) as error:
+        except (*UNDECODABLE, IndexError) as error:
             # User code can reach the socket of its own worker; it can do no more than spoil its own words.
             log.warning("a worker sent garbage", worker=name, error=str(error))
             return
