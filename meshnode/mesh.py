@@ -77,7 +77,10 @@ class State(Protocol):
     """The mesh's replicated state as one node has it. Raft and its log stand behind it."""
 
     machine: Machine  # to be read; it changes only between two events of the loop
-    written_index: int  # the newest write of this node that was acknowledged; the machine may be behind it
+    # The newest write of this node that was acknowledged: its place in the log, which the machine may not have reached,
+    # and its version.
+    written_index: int
+    written_version: int
 
     async def reach(self, index: int, timeout_s: float = 10.0) -> None:
         """Return once the machine holds what stands at `index`. Raises NoLeader."""

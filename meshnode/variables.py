@@ -38,7 +38,7 @@ OWN_WRITES_S = 2.0  # how long a cached read waits for an own write to come back
 
 
 class VariableChange(msgspec.Struct, frozen=True, kw_only=True):
-    """One change, as watchers and `history` give it. `version` is its place in the mesh's log and serves as a cursor.
+    """One change, as watchers and `history` give it. `version` rises with every change in the mesh: it is a cursor.
 
     what: "registered", "set" or "removed". before: the version it replaced, 0 if none. writer: a node's name.
     wall_ms: Unix time as the writer saw it, milliseconds.
@@ -234,7 +234,7 @@ class Variables:
         Only what a variable's history still holds can be given from before the call.
         """
         self._state.follow()
-        now = max(self._state.machine.index, self._state.written_index)
+        now = max(self._state.machine.version, self._state.written_version)
         watch = Watch(self._state, name, now if after is None else after)
         weak = ref(watch, lambda _: stop())
 

@@ -4,7 +4,11 @@ What an entry's bytes are
 
     Open | Close | Run      a client session's command (consensus/raft/sessions.py); a Run holds one of the commands
                             of variables.py, sessions.py or rounds.py; it applies once however often it is retried
+    Runs                    several of them in one, which are Sets: its commands are a `variables.Sets`
     Advance(log_ms)         the time, from the leader; needs no session, for it may be repeated
+
+A version is given to each command that is run: the index of its entry, or one more than the version before where that
+is larger, as it is behind Runs. So versions rise with the log, and with them every node counts alike.
 
 The log's time is milliseconds that never fall: `log_ms` becomes the larger of its own and the entry's, and sessions
 whose time is up end right there. The leader proposes an Advance before a batch of commands if its time moved on by
@@ -36,7 +40,7 @@ from consensus.machines import rounds, sessions, variables
 from consensus.machines.values import Refusal, RefusedByRule, refuse
 from consensus.raft import sessions as clients
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no versions but the indexes of entries
 _PART_VARIABLES = 64
 _PART_SESSIONS = 512
 
@@ -75,6 +79,7 @@ class _Header(msgspec.Struct, array_like=True, frozen=True):
     sessions: int
     variables: int
     rounds: int = 0
+    version: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -94,7 +99,8 @@ _command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     | rounds.Settle
 )
 _set_decoder = msgspec.msgpack.Decoder(variables.Set)
-_row_decoder = msgspec.msgpack.Decoder(variables.SetRow)
+_sets_decoder = msgspec.msgpack.Decoder(variables.Sets)
+_written_all_decoder = msgspec.msgpack.Decoder(variables.WrittenAll)
 _SET_PREFIX = _encoder.encode(variables.Set("", 0))[:5]  # an array of seven, tagged "set"
 _result_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
 _advance_decoder = msgspec.msgpack.Decoder(Advance)
@@ -117,6 +123,27 @@ def decode_command(data: bytes) -> Command:
     return command
 
 
+def is_packable(command: Command) -> bool:
+    """Whether a command may stand among others in `encode_all`."""
+    return type(command) is variables.Set and not command.metadata and not command.version
+
+
+def encode_all(commands: Sequence[variables.Set]) -> bytes:
+    """Packable commands as a client session's Runs carries them."""
+    return _encoder.encode(variables.packed(commands))
+
+
+def decode_sets(data: bytes) -> variables.Sets:
+    """Reverse of encode_all; raises msgspec.DecodeError."""
+    return _sets_decoder.decode(data)
+
+
+def decode_results(data: bytes) -> list[variables.Written]:
+    """What `clients.Applied.result` holds for Runs: the result of each. Raises msgspec.DecodeError."""
+    every = _written_all_decoder.decode(data)
+    return list(map(variables.Written, range(every.first, every.first + every.count)))
+
+
 def encode_advance(log_ms: int) -> bytes:
     """An Advance as the data of an entry."""
     return _encoder.encode(Advance(log_ms))
@@ -129,20 +156,26 @@ def decode_result(data: bytes) -> Result:
 
 
 class Machine:
-    """One replica. `index` is that of the last entry applied, `log_ms` the log's time.
+    """One replica. `index` is that of the last entry applied, `version` of the last command, `log_ms` the log's time.
 
-    `variables`, `sessions` and `rounds` may be read at any time; they change only by `apply` and `restore`.
+    `variables`, `sessions` and `rounds` may be read at any time; they change only by `apply` and `restore`. Set
+    `is_watched` to False where nobody takes the changes: then those of Runs are given only as far as they are kept.
     verify: checks an Ed25519 signature; a machine without refuses rounds, so all of a mesh have it or none.
     """
 
     def __init__(self, *, limit_clients: int = 4096, limit_answers: int = 4096, verify: Verify | None = None) -> None:
         self.index = 0
+        self.version = 0
         self.log_ms = 0
+        self.is_watched = True
         self.variables = variables.Variables()
         self.sessions = sessions.Sessions()
         self.rounds = rounds.Rounds(verify)
         self._clients = clients.Sessions(
-            self._run, run_all=self._set_all, limit_sessions=limit_clients, limit_answers=limit_answers
+            self._run,
+            packing=clients.Packing(self._run_all, _unpacked, unpacked_answers),
+            limit_sessions=limit_clients,
+            limit_answers=limit_answers,
         )
         self._changes: list[Change] = []
 
@@ -185,7 +218,15 @@ class Machine:
         For what is captured here is never altered: changes are frozen, and lists of them copied.
         """
         return self._chunks(
-            _Header(FORMAT_VERSION, self.index, self.log_ms, len(self.sessions), len(self.variables), len(self.rounds)),
+            _Header(
+                FORMAT_VERSION,
+                self.index,
+                self.log_ms,
+                len(self.sessions),
+                len(self.variables),
+                len(self.rounds),
+                self.version,
+            ),
             self._clients.dump(),
             list(self.sessions),
             self.variables.dump(),
@@ -198,7 +239,7 @@ class Machine:
         restored_clients = clients.Sessions(self._run)
         try:
             header = _header_decoder.decode(next(parts, b""))
-            if header.format_version != FORMAT_VERSION:
+            if header.format_version not in (1, FORMAT_VERSION):
                 raise SnapshotRefused(f"the snapshot has format {header.format_version}, not {FORMAT_VERSION}")
             table = next(parts, b"")
             restored_clients.restore(table)
@@ -216,6 +257,7 @@ class Machine:
         if next(parts, None) is not None:
             raise SnapshotRefused("something follows the snapshot's end")
         self.index = header.index
+        self.version = header.version
         self.log_ms = header.log_ms
         self._clients.restore(table)
         self.sessions.restore(restored_sessions)
@@ -240,15 +282,22 @@ class Machine:
         self.log_ms = max(self.log_ms, log_ms)
         for ended in self.sessions.expire(index, self.log_ms):
             self._changes.append(ended)
-            self._changes += self.variables.remove_session(index, self.log_ms, ended.id)
+            self._changes += self.variables.remove_session(self._next_version(index), self.log_ms, ended.id)
         return Advanced(self.log_ms)
+
+    def _next_version(self, index: int, count: int = 1) -> int:
+        """The version of the next command, in the entry at `index`, and of as many more as follow."""
+        first = max(self.version + 1, index)
+        self.version = first + count - 1
+        return first
 
     def _run(self, index: int, data: bytes) -> bytes:
         """What a client session runs once."""
         result: Result
+        version = self._next_version(index)
         try:
             if data.startswith(_SET_PREFIX):  # by far the most frequent
-                result, change = self.variables.apply_set(index, self.log_ms, _set_decoder.decode(data))
+                result, change = self.variables.apply_set(version, self.log_ms, _set_decoder.decode(data))
                 if change is not None:
                     self._changes.append(change)
                 return _encoder.encode(result)
@@ -256,7 +305,7 @@ class Machine:
         except UNDECODABLE as error:
             return _encoder.encode(refuse("command", "malformed", str(error)).refusal)
         if isinstance(command, _OF_SESSIONS):
-            return _encoder.encode(self._run_session(index, command))
+            return _encoder.encode(self._run_session(index, version, command))
         if isinstance(command, _OF_ROUNDS):
             at, passed = self.rounds.apply(index, command)
             if passed is not None:
@@ -265,27 +314,36 @@ class Machine:
         refusal = self._without_session(command) if isinstance(command, variables.Register) else None
         if refusal is not None:
             return _encoder.encode(refusal)
-        result, change = self.variables.apply(index, self.log_ms, command)
+        result, change = self.variables.apply(version, self.log_ms, command)
         if change is not None:
             self._changes.append(change)
         return _encoder.encode(result)
 
-    def _set_all(self, first_index: int, commands: Sequence[bytes]) -> list[bytes] | None:
-        """What a client session runs once, if all are Sets; None if not."""
+    def _run_all(self, index: int, data: bytes, count: int) -> bytes | list[bytes] | None:
+        """What a client session runs once, if it is Runs."""
         try:
-            rows = list(map(_row_decoder.decode, commands))
+            sets = _sets_decoder.decode(data)
         except UNDECODABLE:
             return None
-        results, changes = self.variables.set_rows(first_index, self.log_ms, rows)
+        if len(sets.values) != count:
+            return None
+        first = max(self.version + 1, index)
+        applied = self.variables.apply_sets(first, self.log_ms, sets, is_watched=self.is_watched)
+        if applied is None:
+            return None
+        self._next_version(index, count)
+        results, changes = applied
         self._changes += changes
+        if isinstance(results, variables.WrittenAll):
+            return _encoder.encode(results)
         return list(map(_encoder.encode, results))
 
-    def _run_session(self, index: int, command: sessions.Command) -> Result:
+    def _run_session(self, index: int, version: int, command: sessions.Command) -> Result:
         result, change = self.sessions.apply(index, self.log_ms, command)
         if change is not None:
             self._changes.append(change)
             if change.what != "started":
-                self._changes += self.variables.remove_session(index, self.log_ms, change.id)
+                self._changes += self.variables.remove_session(version, self.log_ms, change.id)
         return result
 
     def _without_session(self, command: variables.Command) -> Refusal | None:
@@ -312,6 +370,20 @@ class Machine:
             yield _part(_encoder.encode(known[at : at + _PART_VARIABLES]))
         for one in held:
             yield _part(_encoder.encode(one))
+
+
+def _unpacked(data: bytes) -> list[bytes] | None:
+    """The commands in Runs, each for itself."""
+    try:
+        rows = _sets_decoder.decode(data).rows()
+    except UNDECODABLE:
+        return None
+    return None if rows is None else list(map(_encoder.encode, rows))
+
+
+def unpacked_answers(data: bytes) -> list[bytes]:
+    """The answers that a WrittenAll stands for."""
+    return list(map(_encoder.encode, decode_results(data)))
 
 
 def _part(payload: bytes) -> bytes:

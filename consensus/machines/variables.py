@@ -1,14 +1,14 @@
 """Shared variables: typed, constrained, versioned, with metadata and a bounded history. Pure and deterministic.
 
-A version is the index of the log entry that made it, so versions rise and are the same on every node; one entry
-changes a variable at most once. A variable's life, as watchers see it, in this order:
+Versions rise with every command and are the same on every node (composite.py says how they are counted). A variable's
+life, as watchers see it, in this order:
 
-    index  command                         change
-    12     Register(temperature = 0.7)     registered  0.7   version 12
-    13     Register(the same again)        none: it is answered `Written(12)`
-    14     Set(temperature, 0.3)           set         0.3   version 14, before 12
-    15     Compare(temperature, 0.7, 1.0)  none: it is answered `Compared(False, 14, 0.3)`
-    16     Unregister(temperature)         removed     0.3   version 16, before 14
+    version  command                         change
+    12       Register(temperature = 0.7)     registered  0.7   version 12
+    13       Register(the same again)        none: it is answered `Written(12)`
+    14       Set(temperature, 0.3)           set         0.3   version 14, before 12
+    15       Compare(temperature, 0.7, 1.0)  none: it is answered `Compared(False, 14, 0.3)`
+    16       Unregister(temperature)         removed     0.3   version 16, before 14
 
 `check` tells whether a command would be refused as things stand. It is what `apply` itself asks first, so who checks
 before proposing is told the same words; only that the state may have changed meanwhile.
@@ -73,6 +73,28 @@ class Set(msgspec.Struct, array_like=True, frozen=True, tag="set", gc=False):
     version: int = 0
 
 
+class Sets(msgspec.Struct, array_like=True, frozen=True, tag="sets", gc=False):
+    """Sets without metadata or condition, by columns: as one entry carries them. `names` and `writers` stand for all if
+    they are one text. Made by `packed`."""
+
+    names: str | list[str]
+    values: list[Value]
+    writers: str | list[str]
+    wall_ms: list[int]
+
+    def rows(self) -> list[Set] | None:
+        """Each for itself; None if the columns differ in length."""
+        count = len(self.values)
+        names = [self.names] * count if isinstance(self.names, str) else self.names
+        writers = [self.writers] * count if isinstance(self.writers, str) else self.writers
+        if not len(names) == len(writers) == len(self.wall_ms) == count:
+            return None
+        return [
+            Set(name, value, {}, writer, wall_ms)
+            for name, value, writer, wall_ms in zip(names, self.values, writers, self.wall_ms, strict=True)
+        ]
+
+
 class Compare(msgspec.Struct, array_like=True, frozen=True, tag="compare"):
     """Compare-and-set: change the value if it equals `expected`."""
 
@@ -101,6 +123,13 @@ class Compared(msgspec.Struct, array_like=True, frozen=True, tag="compared", gc=
     value: Value
 
 
+class WrittenAll(msgspec.Struct, array_like=True, frozen=True, tag="written-all", gc=False):
+    """All Sets hold: the first as of `first`, each other one version later."""
+
+    first: int
+    count: int
+
+
 Result: TypeAlias = Written | Compared | Refusal
 
 
@@ -121,10 +150,19 @@ class Change(msgspec.Struct, array_like=True, frozen=True, gc=False):
     log_ms: int = 0
 
 
-#: A Set in full, field by field: many of them turn into columns with one call.
-SetRow: TypeAlias = tuple[Literal["set"], str, Value, dict[str, str], str, int, int]
-
 _WRITES = (Set, Compare)  # a tuple: isinstance with a union takes several times as long
+
+
+def packed(commands: Sequence[Set]) -> Sets:
+    """Sets without metadata or condition as one."""
+    names = [command.name for command in commands]
+    writers = [command.writer for command in commands]
+    return Sets(
+        names[0] if names.count(names[0]) == len(names) else names,
+        [command.value for command in commands],
+        writers[0] if writers.count(writers[0]) == len(writers) else writers,
+        [command.wall_ms for command in commands],
+    )
 
 
 class Stored(msgspec.Struct, array_like=True, frozen=True):
@@ -210,70 +248,88 @@ class Variables:
             return error.refusal
         return None
 
-    def apply(self, index: int, log_ms: int, command: Command) -> tuple[Result, Change | None]:
-        """Carry out a command that stands at `index` of the log; returns its answer and the change it made."""
+    def apply(self, version: int, log_ms: int, command: Command) -> tuple[Result, Change | None]:
+        """Carry out a command as this version; returns its answer and the change it made."""
         try:
             if isinstance(command, _WRITES):
-                return self._write(index, log_ms, command)
+                return self._write(version, log_ms, command)
             if isinstance(command, Register):
-                return self._register(index, log_ms, command)
-            return self._unregister(index, log_ms, command)
+                return self._register(version, log_ms, command)
+            return self._unregister(version, log_ms, command)
         except RefusedByRule as error:
             return error.refusal, None
 
-    def apply_set(self, index: int, log_ms: int, command: Set) -> tuple[Result, Change | None]:
+    def apply_set(self, version: int, log_ms: int, command: Set) -> tuple[Result, Change | None]:
         """`apply` for what is by far the most frequent."""
-        results, changes = self.set_all(index, log_ms, (command,))
-        return results[0], changes[0] if changes else None
+        known = self._by_name.get(command.name)
+        size = -1 if known is None else self._plain_size(known, command)
+        if known is None or size < 0:
+            return self.apply(version, log_ms, command)
+        value, writer, wall_ms = command.value, command.writer, command.wall_ms
+        change = Change(command.name, "set", value, version, known.version, command.metadata, writer, wall_ms, log_ms)
+        self._bytes = size
+        known.history.append(change)
+        known.value, known.version = value, version
+        return Written(version), change
 
-    def set_all(self, first_index: int, log_ms: int, commands: Iterable[Set]) -> tuple[list[Result], list[Change]]:
-        """`apply` for Sets that stand one after the other."""
-        results: list[Result] = []
-        changes: list[Change] = []
-        by_name = self._by_name
-        for index, command in enumerate(commands, first_index):
-            known = by_name.get(command.name)
-            size = -1 if known is None else self._plain_size(known, command)
-            if known is None or size < 0:
-                result, changed = self.apply(index, log_ms, command)
-                results.append(result)
-                changes += [changed] if changed is not None else []
-                continue
-            value, metadata, writer = command.value, command.metadata, command.writer
-            change = Change(command.name, "set", value, index, known.version, metadata, writer, command.wall_ms, log_ms)
-            self._bytes = size
-            known.history.append(change)
-            known.value, known.version = value, index
-            results.append(Written(index))
-            changes.append(change)
+    def apply_sets(
+        self, first: int, log_ms: int, sets: Sets, *, is_watched: bool = True
+    ) -> tuple[WrittenAll | list[Result], list[Change]] | None:
+        """`apply` for each in turn, the first as version `first`; None, and nothing has changed, if the columns differ
+        in length. Not watched, not all changes are made, only those that a history keeps.
+
+        Plain values for one variable are the mass of what there is under load, on every node: they are taken by
+        columns, in C.
+        """
+        if isinstance(sets.names, str) and isinstance(sets.writers, str):
+            count, known = len(sets.values), self._by_name.get(sets.names)
+            if count != len(sets.wall_ms):
+                return None
+            size = self._size_with(known, sets.values) if known is not None and _is_plain_writer(sets.writers) else -1
+            if known is not None and size >= 0:
+                self._bytes = size
+                return WrittenAll(first, count), self._put_all(known, first, log_ms, sets, is_watched)
+        rows = sets.rows()
+        if rows is None:
+            return None
+        answered = [self.apply_set(version, log_ms, row) for version, row in enumerate(rows, first)]
+        results = [result for result, _ in answered]
+        changes = [change for _, change in answered if change is not None]
+        if results == list(map(Written, range(first, first + len(rows)))):
+            return WrittenAll(first, len(rows)), changes
         return results, changes
 
-    def set_rows(self, first_index: int, log_ms: int, rows: Sequence[SetRow]) -> tuple[list[Result], list[Change]]:
-        """`set_all` for Sets given field by field. Plain values for one variable are the mass of what there is under
-        load, on every node: they are taken by columns, in C."""
-        count = len(rows)
-        _, names, values, metadata, writers, wall_ms, unless = zip(*rows, strict=True)
-        known = self._by_name.get(names[0])
-        size = -1
-        if known is not None and names.count(names[0]) == count and not any(metadata) and not any(unless):
-            size = self._size_with(known, values) if all(map(_is_plain_writer, set(writers))) else -1
-        if known is None or size < 0:
-            return self.set_all(first_index, log_ms, [Set(*row[1:]) for row in rows])
-        versions = range(first_index, first_index + count)
-        before = chain((known.version,), versions)
+    @staticmethod
+    def _put_all(known: Variable, first: int, log_ms: int, sets: Sets, is_watched: bool) -> list[Change]:
+        """Take in what was checked; the changes, as far as anybody will see them."""
+        values, wall_ms, end = sets.values, sets.wall_ms, first + len(sets.values)
+        skipped = 0 if is_watched else max(0, len(values) - known.declaration.history)
+        versions = range(first + skipped, end)
+        before = chain((known.version if not skipped else versions[0] - 1,), versions)
         changes = list(
-            map(Change, names, repeat("set"), values, versions, before, metadata, writers, wall_ms, repeat(log_ms))
+            map(
+                Change,
+                repeat(known.declaration.name),
+                repeat("set"),
+                values[skipped:],
+                versions,
+                before,
+                repeat({}),
+                repeat(sets.writers),
+                wall_ms[skipped:],
+                repeat(log_ms),
+            )
         )
-        self._bytes = size
         known.history.extend(changes)
-        known.value, known.version = values[-1], versions[-1]
-        return list(map(Written, versions)), changes
+        known.value, known.version = values[-1], end - 1
+        return changes
 
     def _size_with(self, known: Variable, values: Sequence[Any]) -> int:
         """The bytes of all once the variable has had these values, in turn; -1 if there is more to check before."""
-        (kind, *others) = set(map(type, values))
-        if others:
+        kinds = set(map(type, values))
+        if len(kinds) != 1:
             return -1
+        (kind,) = kinds
         if kind is not str:
             # What is no number is greater and less than nothing, so the extremes would not show it.
             is_plain = not known.has_text and known.is_in_range(min(values)) and known.is_in_range(max(values))
@@ -302,10 +358,10 @@ class Variables:
             size -= _size(oldest.value, oldest.metadata)
         return size if size <= MAX_TOTAL_BYTES else -1
 
-    def remove_session(self, index: int, log_ms: int, session: str) -> list[Change]:
+    def remove_session(self, version: int, log_ms: int, session: str) -> list[Change]:
         """Remove what a session owned, by name."""
         names = sorted(self._by_session.get(session, ()))
-        return [self._remove(index, log_ms, self._by_name[name], "") for name in names]
+        return [self._remove(version, log_ms, self._by_name[name], "") for name in names]
 
     def dump(self) -> list[Stored]:
         """All as they are now; what comes later does not alter it."""
@@ -349,7 +405,7 @@ class Variables:
             raise _too_much(name)
         return known, value, metadata
 
-    def _write(self, index: int, log_ms: int, command: Set | Compare) -> tuple[Result, Change | None]:
+    def _write(self, version: int, log_ms: int, command: Set | Compare) -> tuple[Result, Change | None]:
         known, value, metadata = self._checked_write(command)
         before = known.version
         result: Result
@@ -357,12 +413,12 @@ class Variables:
             # Of the variable's own type, as checked: only there 0 and 0.0 and False can't be mixed up.
             if command.expected != known.value:
                 return Compared(False, before, known.value), None
-            result = Compared(True, index, value)
+            result = Compared(True, version, value)
         else:
             if command.version and command.version != before:
                 raise refuse(command.name, "conflict", f"its version is {before}, not {command.version}")
-            result = Written(index)
-        change = Change(command.name, "set", value, index, before, metadata, command.writer, command.wall_ms, log_ms)
+            result = Written(version)
+        change = Change(command.name, "set", value, version, before, metadata, command.writer, command.wall_ms, log_ms)
         if metadata or known.has_text:  # not the plain number, by far the most frequent
             self._bytes = self._bytes_with(known, value, metadata)
         known.put(change)
@@ -377,23 +433,23 @@ class Variables:
         pushed_out = history[0]
         return size - _size(pushed_out.value, pushed_out.metadata)
 
-    def _register(self, index: int, log_ms: int, command: Register) -> tuple[Result, Change | None]:
+    def _register(self, version: int, log_ms: int, command: Register) -> tuple[Result, Change | None]:
         declaration = self._checked_declaration(command)
         known = self._by_name.get(declaration.name)
         if known is not None:
             return Written(known.version), None
         change = Change(
-            declaration.name, "registered", declaration.initial, index, 0, writer=command.writer, log_ms=log_ms
+            declaration.name, "registered", declaration.initial, version, 0, writer=command.writer, log_ms=log_ms
         )
         self._put(Variable(declaration, (change,)))
-        return Written(index), change
+        return Written(version), change
 
-    def _unregister(self, index: int, log_ms: int, command: Unregister) -> tuple[Result, Change | None]:
+    def _unregister(self, version: int, log_ms: int, command: Unregister) -> tuple[Result, Change | None]:
         _check_writer(command.name, command.writer)
         known = self._by_name.get(command.name)
         if known is None:
             return Written(0), None
-        return Written(index), self._remove(index, log_ms, known, command.writer)
+        return Written(version), self._remove(version, log_ms, known, command.writer)
 
     def _put(self, variable: Variable) -> None:
         declaration = variable.declaration
@@ -402,7 +458,7 @@ class Variables:
         if declaration.session is not None:
             self._by_session.setdefault(declaration.session, set()).add(declaration.name)
 
-    def _remove(self, index: int, log_ms: int, variable: Variable, writer: str) -> Change:
+    def _remove(self, version: int, log_ms: int, variable: Variable, writer: str) -> Change:
         declaration = variable.declaration
         del self._by_name[declaration.name]
         self._bytes -= sum(_size(change.value, change.metadata) for change in variable.history)
@@ -412,7 +468,7 @@ class Variables:
             if not names:
                 del self._by_session[declaration.session]
         return Change(
-            declaration.name, "removed", variable.value, index, variable.version, writer=writer, log_ms=log_ms
+            declaration.name, "removed", variable.value, version, variable.version, writer=writer, log_ms=log_ms
         )
 
 

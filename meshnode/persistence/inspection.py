@@ -18,7 +18,7 @@ from meshnode.persistence.errors import DirectoryUnusable, unusable
 from meshnode.persistence.format import Batch, Damage, Entry, SegmentHeader, Torn
 from meshnode.persistence.recovery import frames, segment_numbers, segment_path
 
-_clients_decoder = msgspec.msgpack.Decoder(clients.Open | clients.Close | clients.Run)
+_clients_decoder = msgspec.msgpack.Decoder(clients.Open | clients.Close | clients.Run | clients.Runs)
 _advance_decoder = msgspec.msgpack.Decoder(composite.Advance)
 
 
@@ -115,6 +115,12 @@ def _command(data: bytes) -> str:
         run = _clients_decoder.decode(data)
     except msgspec.DecodeError:
         return f"time {_advance_decoder.decode(data).log_ms} ms"
+    if isinstance(run, clients.Runs):
+        who = f"client {run.session} #{run.sequence} to #{run.sequence + run.count - 1}"
+        try:
+            return f"{who}: {_shortened(str(composite.decode_sets(run.commands)))}"
+        except msgspec.DecodeError:
+            return f"{who}: {len(run.commands)} bytes: {_shortened(run.commands.hex())}"
     if not isinstance(run, clients.Run):
         return "open a client session" if isinstance(run, clients.Open) else f"close client session {run.session}"
     who = f"client {run.session} #{run.sequence}"

@@ -26,14 +26,15 @@ from meshnode.replication.messages import Follow, Part, Reached, Stretch
 
 log = structlog.get_logger("meshnode.following")
 
-KEPT = 20_000  # commands
+KEPT = 20_000  # entries
+KEPT_BYTES = 8 << 20
 COMMANDS_A_PART = 1024
 PART_BYTES = 256 << 10
 SNAPSHOT_PART_BYTES = 64 << 10
 BEAT_S = 1.0
 PAUSE_S = 0.003  # between two parts with commands: while much is written, one carries what several writes brought
 OWN_PAUSE_S = 0.025  # the same for who writes itself, and so has most of it before
-KEPT_OWN = 10_000  # commands of its own that wait for what comes before them
+KEPT_OWN = 2_000  # entries of its own that wait for what comes before them
 SILENCE_S = 3.0
 LEADERLESS_S = 2.0  # a source may be cut off from the others; an election is over sooner
 DAY_S = 24 * 3600.0
@@ -59,7 +60,7 @@ class Feed:
         self._machine = machine
         self._leader = leader
         self._recent: deque[Stretch] = deque()
-        self._kept = 0
+        self._kept = self._kept_bytes = 0
         # Commands after this index are all in `_recent`.
         self._complete_after = machine.index
         self.applied_index = machine.index
@@ -73,9 +74,13 @@ class Feed:
         for stretch in stretches:
             self._recent.append(stretch)
             self._kept += len(stretch[1])
-            while self._kept - len(self._recent[0][1]) >= KEPT:
+            self._kept_bytes += sum(map(len, stretch[1]))
+            while self._kept - len(self._recent[0][1]) >= KEPT or (
+                self._kept_bytes > KEPT_BYTES and len(self._recent) > 1
+            ):
                 first, oldest = self._recent.popleft()
                 self._kept -= len(oldest)
+                self._kept_bytes -= sum(map(len, oldest))
                 self._complete_after = first + len(oldest) - 1
         if self._news:
             self.wake()
@@ -83,7 +88,7 @@ class Feed:
     def jumped(self) -> None:
         """The machine was restored from a snapshot: the commands before are not known."""
         self._recent.clear()
-        self._kept = 0
+        self._kept = self._kept_bytes = 0
         self._complete_after = self._machine.index
         self.applied_index = max(self.applied_index, self._machine.index)
         self.wake()

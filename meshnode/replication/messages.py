@@ -19,10 +19,12 @@ RAFT = "mesh.raft"
 REACHED = "mesh.replication.reached"
 SUBMIT, SUBMITTED = "mesh.replication.submit", "mesh.replication.submitted"
 
-#: The outcome of one entry: a machine's answer, the number of a new client session, or one of the codes below.
-Outcome: TypeAlias = bytes | int
+#: The outcome of one command: a machine's answer, the number of a new client session, or one of the codes below.
+Single: TypeAlias = bytes | int
+#: That of one entry; of one that holds several commands: one answer or code for all, or the outcome of each.
+Outcome: TypeAlias = bytes | int | list[Single]
 DONE, EXPIRED, STALE, UNACKNOWLEDGED, MALFORMED = 0, -1, -2, -3, -4
-#: Not the entry's outcome but the proposal's: it was never and will never be applied; or nobody knows.
+#: Not the command's outcome but the proposal's: it was never and will never be applied; or nobody knows.
 LOST, UNKNOWN = -5, -6
 
 

@@ -58,7 +58,7 @@ from meshnode.runtime.driver import Driver
 log = structlog.get_logger("meshnode.raft")
 
 TICK_S = 0.02
-SNAPSHOT_EVERY = 50_000  # entries applied since the last snapshot
+SNAPSHOT_EVERY = 50_000  # entries, or commands in them, applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
 APPLY_S = 0.004  # how long a follower leaves what is committed, so that the disk, and its answer, come first
 ANNOUNCE_S = 0.002  # how long the news of a commit may wait for entries to travel with, while much is written
@@ -133,11 +133,12 @@ class Replica:
         self._ticked = 0.0
         self._term_began = (0, 0.0)  # the log's time and ours when this node took office
         self._advanced_at = 0.0
-        self._saved_index = store.stored.snapshot.index
+        self._saved_version = 0  # the machine's at the last snapshot
         self._saving: asyncio.Task[None] | None = None
         self._loading: set[asyncio.Task[None]] = set()
         if store.stored.snapshot.index:
             machine.restore(store.restore(Restore(store.stored.snapshot)))
+            self._saved_version = self._version
 
     # What it is.
 
@@ -425,10 +426,10 @@ class Replica:
             elif index <= known:  # the stream brought it before: applied, but the answer is not kept
                 outcomes.append(UNKNOWN)
             else:
-                answer, changed = machine.apply(index, entry.data)
+                (answer,), changed = machine.apply_all(index, [entry.data])
                 stretches.append((index, [entry.data]))
                 changes += changed
-                outcomes.append(_told(answer))
+                outcomes.append(answer if isinstance(answer, bytes) else _told(answer))
         return outcomes, stretches, changes
 
     def _read_ready(self, effect: ReadReady) -> None:
@@ -452,12 +453,16 @@ class Replica:
     def _maybe_snapshot(self, last: int) -> None:
         if (
             self._saving is None
-            and last - self._saved_index >= SNAPSHOT_EVERY
+            and self._version - self._saved_version >= SNAPSHOT_EVERY
             and last == self._core.state.applied_index
         ):
             described = self._core.snapshot()
-            self._saved_index = described.index
+            self._saved_version = self._version
             self._saving = asyncio.get_running_loop().create_task(self._save(described, self.machine.snapshot()))
+
+    @property
+    def _version(self) -> int:
+        return max(self.machine.version, self.machine.index)
 
     async def _save(self, described: Any, chunks: Iterable[bytes]) -> None:
         try:
@@ -481,14 +486,14 @@ class Replica:
         if effect.snapshot.index > self.machine.index:  # the stream may have brought more
             self.machine.restore(self._store.restore(effect))
             self._restored()
-        self._saved_index = effect.snapshot.index
+        self._saved_version = self._version
         self._batches.restored(effect.snapshot)
 
 
 def _told(answer: clients.Outcome | Advanced) -> Outcome:
-    """An entry's outcome as other nodes are told of it."""
-    if type(answer) is clients.Applied:
-        return answer.result
+    """An entry's outcome, which is no machine's answer, as other nodes are told of it."""
+    if type(answer) is clients.Each:
+        return [each if isinstance(each, bytes) else _CODES[type(each)] for each in answer.outcomes]
     return answer.session if type(answer) is clients.Opened else _CODES[type(answer)]
 
 

@@ -17,9 +17,8 @@ import msgspec
 import structlog
 
 from consensus.errors import Backlogged, ConsensusError, EntryTooLarge, Refused
-from consensus.machines.composite import Change, Command, Machine, Result, decode_result, encode_command
-from consensus.machines.values import Refusal, RefusedByRule
-from consensus.machines.variables import Compared, Written
+from consensus.machines.composite import Change, Command, Machine, Result
+from consensus.machines.values import RefusedByRule
 from consensus.raft.configuration import Configuration
 from consensus.raft.state import Stored, founding
 from meshnode.decoding import UNDECODABLE
@@ -27,6 +26,7 @@ from meshnode.errors import InvalidInput, MeshError, NoLeader, Overloaded, TooLa
 from meshnode.identity import verify
 from meshnode.mesh import Caller, Consistency, Mesh
 from meshnode.replication.batches import Batch
+from meshnode.replication.commands import OwnCommands
 from meshnode.replication.following import Feed, Following
 from meshnode.replication.messages import (
     RAFT,
@@ -124,7 +124,9 @@ class Replication:
         voters: int,
     ) -> None:
         self.machine = Machine(verify=verify)
-        self.written_index = 0
+        self.machine.is_watched = False
+        self.written_index = self.written_version = 0
+        self._own = OwnCommands(self._on_wrote)
         self._mesh = mesh
         self._send = send
         self._fail = fail
@@ -138,22 +140,20 @@ class Replication:
         self._feed = Feed(self.machine, lambda: self.leader)
         self._listeners: dict[Listener, None] = {}
         self._supervisor = Supervisor(lambda name, error: fail(RuntimeError(f"{name}: {error!r}")))
-        self._submission: Submission[Result] = Submission(
+        self._submission: Submission[Command, Result] = Submission(
             mesh,
+            self._own,
             leader=lambda: self.leader,
             look=self._locate,
             heard=self._on_heard,
             propose=self._propose_here,
             tell=lambda peer, raw: send(peer, SUBMIT, raw),
             applied=self._on_own_applied,
-            settle=self._settle,
-            read=self._read_written,
         )
         self._barriers = Barriers(ask=self._read_index, applied=lambda: self._feed.applied_index)
         self._is_synced = False
         self._avoided: dict[str, float] = {}  # replicas, and until when to rather ask others
         self.spans: Spans | None = None
-        self.proposals_committed = 0  # those of this node
 
     # Life.
 
@@ -255,7 +255,7 @@ class Replication:
 
     def statistics(self) -> dict[str, Any]:
         """This node's proposals, and the log's counters if it runs a core."""
-        proposals = {"proposals_committed": self.proposals_committed, "proposals_failed": self._submission.failed}
+        proposals = {"proposals_committed": self._own.committed, "proposals_failed": self._submission.failed}
         return {**proposals, **(self._replica.statistics() if self._replica is not None else {})}
 
     async def synced(self, timeout_s: float = 10.0) -> None:
@@ -286,9 +286,11 @@ class Replication:
         """Call `listener(changes)` for all that is applied from now on, in order; returns the way to stop."""
         self.follow()
         self._listeners[listener] = None
+        self.machine.is_watched = True
 
         def stop() -> None:
             self._listeners.pop(listener, None)
+            self.machine.is_watched = bool(self._listeners)
 
         return stop
 
@@ -301,27 +303,8 @@ class Replication:
         """
         spans = self.spans
         span = None if spans is None or spans.lets_by() else spans.begin("propose")
-        work = self._submission.submit(encode_command(command), timeout_s)
+        work = self._submission.submit(command, timeout_s)
         return work if span is None else await_within(span, work)
-
-    def _read_written(self, first_index: int, answers: list[bytes]) -> list[Result] | None:
-        """What plain writes are answered, each by its place in the log: nothing is decoded that can be foretold."""
-        expected: list[Result] = list(map(Written, range(first_index, first_index + len(answers))))
-        if list(map(_encode, expected)) != answers:
-            return None
-        self.proposals_committed += len(answers)
-        self.written_index = max(self.written_index, first_index + len(answers) - 1)
-        return expected
-
-    def _settle(self, future: asyncio.Future[Result], answer: bytes) -> None:
-        result = decode_result(answer)
-        self.proposals_committed += 1  # one that a rule refused was committed, too
-        if isinstance(result, Refusal):
-            future.set_exception(InvalidInput(result.message))
-            return
-        if isinstance(result, (Written, Compared)) and result.version > self.written_index:
-            self.written_index = result.version
-        future.set_result(result)
 
     def check(self, command: Command) -> None:
         """Raise InvalidInput if the command would be refused as things stand."""
@@ -485,6 +468,10 @@ class Replication:
         if changes:
             for listener in list(self._listeners):
                 listener(changes)
+
+    def _on_wrote(self, index: int, version: int) -> None:
+        self.written_index = max(self.written_index, index)
+        self.written_version = max(self.written_version, version)
 
     def _on_own_applied(self, first_index: int, entries: list[bytes]) -> None:
         if self._following is not None and not self._is_member:

@@ -1,8 +1,8 @@
 """Gets commands to whoever leads, however often that changes, until their outcome is known or the time is up.
 
-Commands handed over in one tick of the loop travel in one request, become one proposal, and get one answer. Each runs
-in this node's client session under a sequence number, so what may have arrived and got no answer is sent again, as it
-was, and still applies once.
+Commands handed over in one tick of the loop travel in one request, become one proposal, and get one answer; those that
+can be packed become one entry. Each runs in this node's client session under a sequence number, so what may have
+arrived and got no answer is sent again, for itself, and still applies once.
 
 What a write's end says
     its outcome       it was applied, once
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Generic, TypeAlias
 
 import msgspec
 import structlog
@@ -41,17 +41,16 @@ from meshnode.replication.messages import (
     LOST,
     UNACKNOWLEDGED,
     UNKNOWN,
-    Outcome,
     Propose,
     Proposed,
+    Single,
     Submit,
     Submitted,
 )
+from meshnode.replication.writes import C, Client, Commands, Flight, Packer, Parcel, T, Write, outcomes_of
 from meshnode.spans import current
 
 log = structlog.get_logger("meshnode.submission")
-
-T = TypeVar("T")
 
 TRY_S = 5.0
 PAUSE_S = 0.02
@@ -78,57 +77,20 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Submitted).decode
 
 
-class Client:
-    """This node's client session, and the sequence numbers whose answers it still wants, in order."""
+class Submission(Generic[C, T]):
+    """commands: how they are told and answered.
 
-    def __init__(self, session: int) -> None:
-        self.session = session
-        self.sequence = 0
-        self.outstanding: dict[int, None] = {}
-
-    @property
-    def acknowledged(self) -> int:
-        """All up to this one have their answer, or nobody wants it any more."""
-        return next(iter(self.outstanding), self.sequence + 1) - 1
-
-
-class Write(msgspec.Struct, eq=False):
-    """A command on its way. `in_doubt`: some earlier try got no answer; `is_flying`: one is under way now."""
-
-    command: bytes
-    deadline: float
-    future: Any  # asyncio.Future of the outcome
-    entry: bytes = b""
-    client: Client | None = None
-    sequence: int = 0
-    in_doubt: bool = False
-    is_flying: bool = False
-
-
-class Flight:
-    """Entries sent to one leader; it has until `deadline` to answer. `task`: what waits for that, if anything must."""
-
-    __slots__ = ("deadline", "leader", "task", "writes")
-
-    def __init__(self, leader: str, writes: Sequence[Write], deadline: float) -> None:
-        self.leader = leader
-        self.writes = writes
-        self.deadline = deadline
-        self.task: asyncio.Future[Proposed] | None = None
-
-
-class Submission(Generic[T]):
-    """leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
+    leader(): whom to ask, None if unknown; look(): find out; heard(leader): somebody said who leads.
 
     propose(entries): this node's own core, if it leads. tell: a Submit on its way, which the leader answers by
     `answered`; a Propose, where that can't be or the write belongs to a trace, costs both sides a task.
-    applied(first_index, entries): these were applied, wherever a machine is. settle(future, answer): give a write the
-    machine's answer. read(first_index, answers): the results they stand for, if all are plain.
+    applied(first_index, entries): these were applied, wherever a machine is.
     """
 
     def __init__(
         self,
         mesh: Mesh,
+        commands: Commands[C, T],
         *,
         leader: Callable[[], str | None],
         look: Callable[[], Awaitable[None]],
@@ -136,14 +98,11 @@ class Submission(Generic[T]):
         propose: Callable[[list[bytes]], Awaitable[Proposed]],
         tell: Tell,
         applied: Callable[[int, list[bytes]], None],
-        settle: Callable[[asyncio.Future[T], bytes], None],
-        read: Callable[[int, list[bytes]], list[T] | None],
     ) -> None:
         self._mesh = mesh
+        self._commands = commands
         self._tell = tell
         self._applied = applied
-        self._settle = settle
-        self._read = read
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = 0  # writes that got no answer of the machine
         self._leader = leader
@@ -163,8 +122,8 @@ class Submission(Generic[T]):
         self._retry: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    def submit(self, command: bytes, timeout_s: float) -> asyncio.Future[T]:
-        """Apply a command once; the future gets what `settle` makes of the answer, or else
+    def submit(self, command: C, timeout_s: float) -> asyncio.Future[T]:
+        """Apply a command once; the future gets what `commands` makes of the answer, or else
 
         NoLeader, OutcomeUnknown, Overloaded, TooLarge, Closed.
         """
@@ -172,14 +131,18 @@ class Submission(Generic[T]):
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        if len(command) > COMMAND_BYTES:
-            self._fail(future, TooLarge(f"a command of {len(command)} bytes is above the limit of {COMMAND_BYTES}"))
+        raw, size = b"", self._commands.size(command)
+        if size is None:
+            raw = self._commands.encode(command)
+            size = len(raw)
+        if size > COMMAND_BYTES:
+            self._fail(future, TooLarge(f"a command of {size} bytes is above the limit of {COMMAND_BYTES}"))
         elif len(self._open.items) >= WAITING:
             self._fail(future, Overloaded(f"{WAITING} writes of this node wait already", retry_after_s=0.5))
         elif self._is_closed:
             self._fail(future, Closed("the node is stopping"))
         else:
-            write = Write(command, loop.time() + timeout_s, future)
+            write = Write(command, loop.time() + timeout_s, future, size, raw)
             self._open.add(write)
             self._queue.append(write)
             if not self._is_due and self._retry is None:
@@ -258,10 +221,10 @@ class Submission(Generic[T]):
             if leader is None or self._client is None:
                 self._find()
                 return
-            writes = self._take(self._client)
-            if not writes:
+            parcels = self._take(self._client)
+            if not parcels:
                 return
-            self._launch(leader, writes)
+            self._launch(leader, parcels)
 
     def _has_company(self) -> bool:
         """Whether what waits may go: alone at once, beside others only together."""
@@ -273,13 +236,12 @@ class Submission(Generic[T]):
         """How many writes one request takes."""
         return min(BATCH, max(FEW, -(-len(self._open.items) // PARTS)))
 
-    def _take(self, client: Client) -> list[Write]:
+    def _take(self, client: Client) -> list[Parcel]:
         """The next batch, each write with its place in the client session."""
-        queue, size = self._queue, 0
-        taken: list[Write] = []
-        acknowledged, outstanding = client.acknowledged, client.outstanding
-        most = self._most
-        while queue and len(taken) < most and size < BATCH_BYTES:
+        queue, size, count = self._queue, 0, 0
+        acknowledged, most = client.acknowledged, self._most
+        packer = Packer(self._commands, acknowledged)
+        while queue and count < most and size < BATCH_BYTES:
             write = queue[0]
             if write.future.done():  # expired, or its caller went away
                 queue.popleft()
@@ -287,27 +249,23 @@ class Submission(Generic[T]):
                 self._forget(write)
                 continue
             # One in doubt stays with its session, even if that is gone: another could apply it a second time.
-            if write.client is None or (write.client is not client and not write.in_doubt):
+            is_new = write.client is None or (write.client is not client and not write.in_doubt)
+            if is_new:
                 if client.sequence - acknowledged >= WINDOW:
                     break
-                client.sequence += 1
-                write.client, write.sequence, write.entry = client, client.sequence, b""
-                outstanding[client.sequence] = None
-                if len(outstanding) == 1:
-                    acknowledged = client.sequence - 1
-            if not write.entry:
-                write.entry = _encode(clients.Run(write.client.session, write.sequence, acknowledged, write.command))
+                client.take(write)
             queue.popleft()
-            taken.append(write)
-            size += len(write.entry)
-        return taken
+            packer.add(write, is_new=is_new)
+            count += 1
+            size += write.size
+        return packer.finish()
 
-    def _launch(self, leader: str, writes: Sequence[Write]) -> None:
-        for write in writes:
-            write.is_flying = True
+    def _launch(self, leader: str, parcels: Sequence[Parcel]) -> None:
         self._number = number = self._number + 1
-        flight = self._flights[number] = Flight(leader, writes, asyncio.get_running_loop().time() + TRY_S)
-        entries = [write.entry for write in writes]
+        flight = self._flights[number] = Flight(leader, parcels, asyncio.get_running_loop().time() + TRY_S)
+        for write in flight:
+            write.is_flying = True
+        entries = [parcel.entry for parcel in parcels]
         if (
             leader != self._mesh.me.node_id
             and current() is None
@@ -342,27 +300,23 @@ class Submission(Generic[T]):
         """A flight came to an answer, an error, or neither if it was cancelled."""
         flight = self._flights.pop(number)
         self._told.drop(flight)
-        if answer is not None and self._all_answered(flight.writes, answer):
+        if answer is not None and self._all_answered(flight, answer):
             self._pause_s = 0.0
             if self._queue:
                 self._soon()
             return
-        outcomes: Sequence[Outcome] = ()
-        for write in flight.writes:
+        for write in flight:
             write.is_flying = False
         if isinstance(error, (Overloaded, TooLarge, InvalidInput)):
-            self._refuse(flight.writes, error)
+            self._refuse(flight, error)
             return
         if answer is None:
             log.debug("no answer", leader=flight.leader, error=str(error))
-            outcomes = [UNKNOWN] * len(flight.writes)
-        else:
-            outcomes = answer.outcomes
-            if len(outcomes) != len(flight.writes):
-                outcomes = [LOST] * len(flight.writes)
-                if answer.leader != flight.leader:
-                    self._heard(answer.leader)
-        again = [w for w, outcome in zip(flight.writes, outcomes, strict=True) if self._is_open_after(w, outcome)]
+        again = [
+            write
+            for write, index, outcome in self._outcomes(flight, answer)
+            if self._is_open_after(write, index, outcome)
+        ]
         if not again:
             self._pause_s = 0.0
             if self._queue:
@@ -371,35 +325,64 @@ class Submission(Generic[T]):
         self._queue.extendleft(reversed(again))
         self._later()
 
-    def _all_answered(self, writes: Sequence[Write], answer: Proposed | Submitted) -> bool:
+    def _outcomes(self, flight: Flight, answer: Proposed | Submitted | None) -> list[tuple[Write, int, Single]]:
+        """What is known of each write, and at which index, after a try that is over."""
+        if answer is None:
+            return [(write, 0, UNKNOWN) for write in flight]
+        if len(answer.outcomes) != len(flight.parcels):
+            if answer.leader != flight.leader:
+                self._heard(answer.leader)
+            return [(write, 0, LOST) for write in flight]
+        found: list[tuple[Write, int, Single]] = []
+        for index, (parcel, outcome) in enumerate(
+            zip(flight.parcels, answer.outcomes, strict=True), answer.first_index
+        ):
+            try:
+                outcomes = outcomes_of(self._commands, parcel, outcome)
+            except UNDECODABLE as malformed:
+                log.warning("answer refused", source=flight.leader, error=str(malformed))
+                outcomes = [UNKNOWN] * len(parcel.writes)
+            found += [(write, index, single) for write, single in zip(parcel.writes, outcomes, strict=True)]
+        return found
+
+    def _all_answered(self, flight: Flight, answer: Proposed | Submitted) -> bool:
         """Settle the writes if each has its answer, as nearly always; else do nothing."""
-        outcomes = answer.outcomes
-        if len(outcomes) != len(writes) or set(map(type, outcomes)) != _ANSWERS:
+        outcomes, parcels = answer.outcomes, flight.parcels
+        if len(outcomes) != len(parcels) or set(map(type, outcomes)) != _ANSWERS:
             return False
-        self._applied(answer.first_index, [write.entry for write in writes])
-        results = self._read(answer.first_index, outcomes)  # type: ignore[arg-type]  # bytes, as just asked
-        settle, drop = self._settle, self._open.items.pop
-        for number, write in enumerate(writes):
-            drop(write, None)
-            future, client = write.future, write.client
-            if client is not None:
-                client.outstanding.pop(write.sequence, None)
-            if future.done():  # its caller went away, or its time was up
-                self.failed += future.cancelled()
-            elif results is not None:
-                future.set_result(results[number])
-            else:
-                settle(future, outcomes[number])  # type: ignore[arg-type]
+        every: list[list[T] | None] = []
+        try:
+            for index, (parcel, outcome) in enumerate(zip(parcels, outcomes, strict=True), answer.first_index):
+                results = self._commands.results(index, outcome) if len(parcel.writes) > 1 else None  # type: ignore[arg-type]  # bytes, as just asked
+                if results is not None and len(results) != len(parcel.writes):
+                    return False
+                every.append(results)
+        except UNDECODABLE:
+            return False
+        self._applied(answer.first_index, [parcel.entry for parcel in parcels])
+        drop = self._open.items.pop
+        for number, (parcel, results) in enumerate(zip(parcels, every, strict=True)):
+            for place, write in enumerate(parcel.writes):
+                drop(write, None)
+                future, client = write.future, write.client
+                if client is not None:
+                    client.outstanding.pop(write.sequence, None)
+                if future.done():  # its caller went away, or its time was up
+                    self.failed += future.cancelled()
+                elif results is not None:
+                    future.set_result(results[place])
+                else:
+                    self._commands.settle(future, answer.first_index + number, outcomes[number])  # type: ignore[arg-type]
         return True
 
-    def _is_open_after(self, write: Write, outcome: Outcome) -> bool:
+    def _is_open_after(self, write: Write, index: int, outcome: Single) -> bool:
         """Take in the outcome of one try; True if it takes another."""
         if write.future.done():
             self.failed += write.future.cancelled()
             self._forget(write)
             return False
         if isinstance(outcome, bytes):
-            self._settle(write.future, outcome)
+            self._commands.settle(write.future, index, outcome)
             self._forget(write)
             return False
         if outcome == UNKNOWN:
@@ -420,7 +403,7 @@ class Submission(Generic[T]):
         self._fail(write.future, OutcomeUnknown("the client session was dropped; read before writing again"))
         return False
 
-    def _refuse(self, writes: Sequence[Write], error: MeshError) -> None:
+    def _refuse(self, writes: Iterable[Write], error: MeshError) -> None:
         """The leader took none of these: say so, unless an earlier try may have arrived."""
         again = []
         for write in writes:

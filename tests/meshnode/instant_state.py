@@ -16,7 +16,7 @@ class InstantState:
 
     def __init__(self) -> None:
         self.machine = Machine()
-        self.written_index = 0
+        self.written_index = self.written_version = 0
         self._listeners: list[Callable[[list[Change]], None]] = []
         self._sequence = 0
         self.machine.apply(1, clients.encode(clients.Open()))

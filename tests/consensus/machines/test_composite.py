@@ -16,12 +16,14 @@ from consensus.machines.composite import (
     Machine,
     SnapshotRefused,
     decode_result,
+    decode_results,
     encode_advance,
+    encode_all,
     encode_command,
 )
 from consensus.machines.sessions import Renew, Start, Stop
 from consensus.machines.values import Declaration
-from consensus.machines.variables import Change, Compare, Register, Set, Unregister
+from consensus.machines.variables import Change, Compare, Register, Set, Unregister, Written
 from consensus.raft import sessions as clients
 
 NAMES = st.sampled_from(["a", "b", "c", "not a name"])
@@ -84,6 +86,22 @@ ENTRIES = st.one_of(
         )
     ]
     * 5,
+    *[
+        st.builds(
+            lambda session, sequence, acknowledged, sets: clients.encode(
+                clients.Runs(session, sequence, acknowledged, len(sets), encode_all(sets))
+            ),
+            st.integers(1, 3),
+            st.integers(1, 30),
+            st.integers(0, 3),
+            st.lists(
+                st.builds(Set, NAMES, VALUES, writer=st.sampled_from(["", "me"]), wall_ms=st.integers(0, 3)),
+                min_size=1,
+                max_size=6,
+            ),
+        )
+    ]
+    * 3,
 )
 
 
@@ -280,3 +298,92 @@ def test_writes_around_the_log_time_and_sessions_give_what_they_give_one_by_one(
     assert found == answers
     assert seen == changes
     assert together.digest() == single.digest()
+
+
+SETS = st.builds(Set, NAMES, VALUES, writer=st.sampled_from(["", "me"]), wall_ms=st.integers(0, 3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    declared=st.lists(st.builds(Register, DECLARATIONS), max_size=4),
+    groups=st.lists(st.lists(SETS, min_size=1, max_size=8), max_size=8),
+    is_watched=st.booleans(),
+)
+def test_sets_in_one_entry_do_what_they_do_in_one_each(
+    declared: list[Register], groups: list[list[Set]], is_watched: bool
+) -> None:
+    """Answers, changes, versions and what is kept: all but the indexes of the entries."""
+    single, together = Machine(), Machine()
+    together.is_watched = is_watched
+    first = [clients.encode(clients.Open())]
+    first += [clients.encode(clients.Run(1, at, 0, encodable(each))) for at, each in enumerate(declared, 1)]
+    for machine in (single, together):
+        machine.apply_all(1, first)
+    sequence = len(declared) + 1
+    for group in groups:
+        entries = [
+            clients.encode(clients.Run(1, at, sequence - 1, encode_command(each)))
+            for at, each in enumerate(group, sequence)
+        ]
+        wanted, changes = single.apply_all(single.index + 1, entries)
+        runs = clients.encode(clients.Runs(1, sequence, sequence - 1, len(group), encode_all(group)))
+        (outcome,), seen = together.apply_all(together.index + 1, [runs])
+        if isinstance(outcome, clients.Each):
+            assert outcome.outcomes == wanted
+        else:
+            assert isinstance(outcome, bytes)
+            assert decode_results(outcome) == list(map(decode_result, wanted))  # type: ignore[arg-type]  # bytes
+        assert repr(seen) == repr(changes if is_watched else changes[len(changes) - len(seen) :])
+        assert together.version == single.version
+        assert repr(together.variables.dump()) == repr(single.variables.dump())
+        sequence += len(group)
+    restored = Machine()
+    restored.restore(together.snapshot())
+    assert restored.digest() == together.digest()
+    again = clients.encode(clients.Run(1, max(1, sequence - 1), 0, encode_command(Unregister("a"))))
+    assert restored.apply(together.index + 1, again) == together.apply(together.index + 1, again)
+
+
+def test_a_version_is_the_index_of_the_entry_or_follows_the_one_before() -> None:
+    machine = Machine()
+    machine.apply(3, clients.encode(clients.Open()))
+    machine.apply(5, clients.encode(clients.Run(3, 1, 0, encode_command(Register(Declaration("n", "int", 0))))))
+    sets = [Set("n", value) for value in range(4)]
+    outcome, changes = machine.apply(6, clients.encode(clients.Runs(3, 2, 1, 4, encode_all(sets))))
+    assert isinstance(outcome, clients.Applied)
+    assert [each.version for each in decode_results(outcome.result)] == [6, 7, 8, 9]
+    assert [(change.version, change.before) for change in changes] == [(6, 5), (7, 6), (8, 7), (9, 8)]  # type: ignore[union-attr]
+    for index, version in ((7, 10), (8, 11), (20, 20)):
+        outcome, _ = machine.apply(index, clients.encode(clients.Run(3, index, 0, encode_command(Set("n", index)))))
+        assert isinstance(outcome, clients.Applied)
+        assert decode_result(outcome.result) == Written(version)
+
+
+def test_the_variables_of_a_session_that_ended_are_removed_at_rising_versions() -> None:
+    machine = Machine()
+    commands: list[Any] = [
+        Start("s", "node", 100),
+        *(Register(Declaration(name, "int", 0, session="s")) for name in "ab"),
+    ]
+    every = [clients.encode(clients.Open())]
+    every += [clients.encode(clients.Run(1, at, 0, encode_command(each))) for at, each in enumerate(commands, 1)]
+    every += [clients.encode(clients.Runs(1, 4, 3, 3, encode_all([Set("a", at) for at in range(3)])))]
+    machine.apply_all(1, every)
+    _, changes = machine.apply(6, encode_advance(1000))
+    removed = [change for change in changes if isinstance(change, Change)]
+    assert [change.name for change in removed] == ["a", "b"]
+    assert all(change.version > 7 for change in removed)
+
+
+def test_a_snapshot_of_the_format_before_goes_on_where_it_was() -> None:
+    machine = Machine()
+    machine.apply(1, clients.encode(clients.Open()))
+    machine.apply(2, clients.encode(clients.Run(1, 1, 0, encode_command(Register(Declaration("n", "int", 0))))))
+    parts = list(machine.snapshot())
+    header = msgspec.msgpack.decode(parts[0][4:])
+    old = msgspec.msgpack.encode([1, *header[1:6]])
+    restored = Machine()
+    restored.restore([len(old).to_bytes(4, "little") + old, *parts[1:]])
+    write = clients.encode(clients.Run(1, 2, 0, encode_command(Set("n", 5))))
+    assert restored.apply(3, write) == machine.apply(3, write)
+    assert restored.digest() == machine.digest()

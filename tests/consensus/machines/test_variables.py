@@ -25,9 +25,12 @@ from consensus.machines.variables import (
     Compared,
     Register,
     Set,
+    Sets,
     Unregister,
     Variables,
     Written,
+    WrittenAll,
+    packed,
 )
 
 TEMPERATURE = Declaration("temperature", "float", 0.7, ge=0.0, le=2.0)
@@ -292,10 +295,11 @@ PLAIN: list[list[Value]] = [
 
 
 @pytest.mark.parametrize("values", PLAIN)
-@pytest.mark.parametrize("odd", [{}, {"metadata": {"why": "x"}}, {"version": 2}, {"name": "text"}, {"writer": "ü"}])
+@pytest.mark.parametrize("odd", [{}, {"name": "text"}, {"writer": "ü"}, {"writer": "another"}])
 @pytest.mark.parametrize("name", ["text", "temperature", "nothing"])
-def test_writes_given_field_by_field_do_what_they_do_one_by_one(
-    values: list[Value], odd: dict[str, Any], name: str
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_sets_by_columns_do_what_they_do_one_by_one(
+    values: list[Value], odd: dict[str, Any], name: str, is_watched: bool
 ) -> None:
     alone, together = Variables(), Variables()
     for variables in (alone, together):
@@ -303,13 +307,34 @@ def test_writes_given_field_by_field_do_what_they_do_one_by_one(
         assert apply(variables, Register(TEMPERATURE), Register(text)) == [Written(1), Written(2)]
     commands = [Set(name, value, {}, "me", number) for number, value in enumerate(values)]
     commands[1] = msgspec.structs.replace(commands[1], **odd)
-    rows: list[Any] = [("set", *msgspec.structs.astuple(command)) for command in commands]
+    sets = packed(commands)
+    assert sets.rows() == commands
     for begin in range(3, 90, len(commands)):
-        expected = [alone.apply(index, 7, command) for index, command in enumerate(commands, begin)]
-        answers, changes = together.set_rows(begin, 7, rows)
+        expected = [alone.apply(version, 7, command) for version, command in enumerate(commands, begin)]
+        applied = together.apply_sets(begin, 7, sets, is_watched=is_watched)
+        assert applied is not None
+        answers, changes = applied
+        if isinstance(answers, WrittenAll):
+            answers = list(map(Written, range(answers.first, answers.first + answers.count)))
         assert answers == [answer for answer, _ in expected]
-        assert changes == [change for _, change in expected if change is not None]
+        wanted = [change for _, change in expected if change is not None]
+        assert changes == (wanted if is_watched else wanted[len(wanted) - len(changes) :])
+        assert is_watched or len(changes) >= min(len(wanted), 4)
         assert together.dump() == alone.dump()
         restored = Variables()
         restored.restore(together.dump())
         assert together._bytes == alone._bytes == restored._bytes
+
+
+def test_columns_of_different_length_change_nothing() -> None:
+    variables = Variables()
+    assert apply(variables, Register(TEMPERATURE)) == [Written(1)]
+    for sets in (
+        Sets("temperature", [0.5, 0.6], "me", [1]),
+        Sets(["temperature"], [0.5, 0.6], "me", [1, 2]),
+        Sets("temperature", [0.5], ["me", "you"], [1]),
+        Sets("nothing", [], "me", [1]),
+    ):
+        assert sets.rows() is None
+        assert variables.apply_sets(2, 0, sets) is None
+    assert [each.version for each in variables] == [1]

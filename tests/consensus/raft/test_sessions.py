@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from consensus.raft.sessions import (
     Applied,
     Close,
     Closed,
+    Each,
     Expired,
     Malformed,
     Open,
     Opened,
+    Packing,
     Run,
+    Runs,
     Sessions,
     Stale,
     Unacknowledged,
@@ -111,3 +119,107 @@ def test_a_snapshot_carries_the_answers() -> None:
     assert other.sessions.apply(3, run(1, 1)) == Applied(b"1")
     assert other.total == 0
     assert other.sessions.dump() == counter.sessions.dump()
+
+
+class Adder:
+    """Commands are texts; the answer is how many ran before it. Several are one msgpack list."""
+
+    def __init__(self, *, answers_at_once: bool = True, **limits: int) -> None:
+        self.ran: list[bytes] = []
+        self.answers_at_once = answers_at_once
+        self.sessions = Sessions(self.run, packing=Packing(self.run_all, unpacked, each_answer), **limits)
+
+    def run(self, _index: int, command: bytes) -> bytes:
+        self.ran.append(command)
+        return b"%d" % len(self.ran)
+
+    def run_all(self, index: int, packed: bytes, count: int) -> bytes | list[bytes] | None:
+        commands = unpacked(packed)
+        if commands is None or len(commands) != count:
+            return None
+        answers = [self.run(index, command) for command in commands]
+        return msgspec.msgpack.encode(answers) if self.answers_at_once else answers
+
+
+def unpacked(packed: bytes) -> list[bytes] | None:
+    try:
+        return msgspec.msgpack.decode(packed, type=list[bytes])
+    except msgspec.MsgspecError:
+        return None
+
+
+def each_answer(answer: bytes) -> list[bytes]:
+    return msgspec.msgpack.decode(answer, type=list[bytes])
+
+
+def several(session: int, first: int, *commands: bytes, acknowledged: int = 0) -> bytes:
+    return encode(Runs(session, first, acknowledged, len(commands), msgspec.msgpack.encode(list(commands))))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_runs_apply_once_together_or_each_for_itself(at_once: bool) -> None:
+    adder = Adder(answers_at_once=at_once)
+    sessions = adder.sessions
+    sessions.apply(1, encode(Open()))
+    first = sessions.apply(2, several(1, 1, b"a", b"b", b"c"))
+    assert first == (Applied(msgspec.msgpack.encode([b"1", b"2", b"3"])) if at_once else Each([b"1", b"2", b"3"]))
+    assert sessions.apply(3, encode(Run(1, 2, 0, b"b"))) == Applied(b"2")
+    assert sessions.apply(4, several(1, 1, b"a", b"b", b"c")) == Each([b"1", b"2", b"3"])
+    assert sessions.apply(5, several(1, 3, b"c", b"d")) == Each([b"3", b"4"])
+    assert sessions.apply(6, several(1, 2, b"b", b"c", b"d", acknowledged=2)) == Each([Stale(), b"3", b"4"])
+    assert adder.ran == [b"a", b"b", b"c", b"d"]
+
+
+def test_runs_of_a_session_that_is_gone_or_malformed_ones_do_nothing() -> None:
+    adder = Adder()
+    assert adder.sessions.apply(1, several(9, 1, b"a", b"b")) == Expired()
+    adder.sessions.apply(2, encode(Open()))
+    assert adder.sessions.apply(3, encode(Runs(2, 1, 0, 2, b"\xc1"))) == Malformed()
+    assert adder.sessions.apply(4, encode(Runs(2, 1, 0, 3, msgspec.msgpack.encode([b"a", b"b"])))) == Malformed()
+    assert Counter().sessions.apply(1, several(1, 1, b"a", b"b")) == Malformed()
+    assert adder.ran == []
+    assert adder.sessions.apply(5, several(2, 1, b"a", b"b")) == Applied(msgspec.msgpack.encode([b"1", b"2"]))
+
+
+def test_runs_count_towards_the_answers_remembered() -> None:
+    adder = Adder(limit_answers=4)
+    adder.sessions.apply(1, encode(Open()))
+    adder.sessions.apply(2, several(1, 1, b"a", b"b", b"c"))
+    outcome = adder.sessions.apply(3, several(1, 4, b"d", b"e"))
+    assert outcome == Each([b"4", Unacknowledged()])
+    assert adder.sessions.apply(4, several(1, 5, b"e", b"f", acknowledged=3)) == Applied(
+        msgspec.msgpack.encode([b"5", b"6"])
+    )
+
+
+ENTRIES = st.lists(
+    st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=40
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(entries=ENTRIES, at_once=st.booleans(), cut=st.integers(0, 40))
+def test_runs_give_each_what_a_run_would(entries: list[tuple[int, int, int, int]], at_once: bool, cut: int) -> None:
+    """Entries (session, first sequence, acknowledged, how many more), in any order and as often as it comes."""
+    packed, plain = Adder(answers_at_once=at_once, limit_answers=9), Adder(limit_answers=9)
+    for adder in (packed, plain):
+        for index in (1, 2):  # session 3 never was
+            adder.sessions.apply(index, encode(Open()))
+    for index, (session, first, acknowledged, more) in enumerate(entries, 3):
+        commands = [b"%d/%d" % (session, sequence) for sequence in range(first, first + more + 1)]
+        wanted: list[Any] = []
+        for sequence, command in enumerate(commands, first):
+            wanted.append(plain.sessions.apply(index, encode(Run(session, sequence, acknowledged, command))))
+        if index == cut:
+            restored = Adder(answers_at_once=at_once, limit_answers=9)
+            restored.sessions.restore(packed.sessions.dump())
+            restored.ran, packed = packed.ran, restored
+        outcome = packed.sessions.apply(index, several(session, first, *commands, acknowledged=acknowledged))
+        if isinstance(outcome, Each):
+            found: list[Any] = [Applied(each) if isinstance(each, bytes) else each for each in outcome.outcomes]
+        elif isinstance(outcome, Applied):
+            found = [Applied(each) for each in each_answer(outcome.result)]
+        else:
+            found = [outcome] * len(commands)
+        assert found == wanted
+        assert packed.ran == plain.ran

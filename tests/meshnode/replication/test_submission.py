@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 from channels.errors import Fault
 from consensus.raft import sessions as clients
-from meshnode.errors import Overloaded
+from meshnode.errors import OutcomeUnknown, Overloaded
 from meshnode.replication import submission
-from meshnode.replication.messages import LOST, Propose, Proposed, Submit, Submitted
+from meshnode.replication.messages import EXPIRED, LOST, UNACKNOWLEDGED, UNKNOWN, Propose, Proposed, Submit, Submitted
 from meshnode.replication.submission import Submission
 
 LEADER = "leader"
@@ -29,16 +30,15 @@ class Asking:
         self.has_link = True
         self.asked: list[Propose] = []
         mesh: Any = SimpleNamespace(me=SimpleNamespace(node_id="me"), request=self._request)
-        self.submission: Submission[bytes] = Submission(
+        self.submission: Submission[bytes, bytes] = Submission(
             mesh,
+            Echo(),
             leader=lambda: LEADER,
             look=self._look,
             heard=lambda _: None,
             propose=self._propose,
             tell=self._tell,
             applied=lambda index, _: self.applied.append(index),
-            settle=lambda future, answer: future.set_result(answer),
-            read=lambda _, answers: answers,
         )
 
     async def open(self) -> None:
@@ -57,12 +57,12 @@ class Asking:
 
     def commands(self) -> list[list[bytes]]:
         """What waits for an answer, by request."""
-        return [[run.command for run in runs(each.entries)] for each in self.told]
+        return [list(chain.from_iterable(map(told, each.entries))) for each in self.told]
 
     def answer(self, outcomes: list[Any] | None = None, *, source: str = LEADER, fault: Fault | None = None) -> None:
         """Answer the oldest: each command with itself, unless told otherwise."""
         asked = self.told.pop(0)
-        outcomes = [run.command for run in runs(asked.entries)] if outcomes is None else outcomes
+        outcomes = list(map(echo, asked.entries)) if outcomes is None else outcomes
         answer = Submitted(asked.number, outcomes, LEADER, 5, fault)
         self.submission.answered(source, msgspec.msgpack.encode(answer))
 
@@ -76,7 +76,7 @@ class Asking:
         if message.entries == [clients.encode(clients.Open())]:
             return Proposed([7], LEADER, 1)
         self.asked.append(message)
-        return Proposed([run.command for run in runs(message.entries)], LEADER, 5)
+        return Proposed(list(map(echo, message.entries)), LEADER, 5)
 
     async def _look(self) -> None:
         """The leader is known."""
@@ -85,8 +85,44 @@ class Asking:
         raise AssertionError(f"this node leads nothing: {entries}")
 
 
-def runs(entries: Sequence[bytes]) -> list[clients.Run]:
-    return [msgspec.msgpack.decode(entry, type=clients.Run) for entry in entries]
+class Echo:
+    """Commands are bytes, and their own answers."""
+
+    def size(self, command: bytes) -> int | None:
+        return None if command.startswith(b"alone") else len(command)
+
+    def encode(self, command: bytes) -> bytes:
+        return command
+
+    def encode_all(self, commands: Sequence[bytes]) -> bytes:
+        return msgspec.msgpack.encode(list(commands))
+
+    def settle(self, future: asyncio.Future[bytes], index: int, answer: bytes) -> None:
+        assert index > 0
+        future.set_result(answer)
+
+    def results(self, index: int, answer: bytes) -> list[bytes]:
+        assert index > 0
+        return self.answers(answer)
+
+    def answers(self, answer: bytes) -> list[bytes]:
+        return msgspec.msgpack.decode(answer, type=list[bytes])
+
+
+def command_of(entry: bytes) -> clients.Run | clients.Runs:
+    return msgspec.msgpack.decode(entry, type=clients.Run | clients.Runs)
+
+
+def echo(entry: bytes) -> bytes:
+    """The answer to all that an entry holds."""
+    held = command_of(entry)
+    return held.command if isinstance(held, clients.Run) else held.commands
+
+
+def told(entry: bytes) -> list[bytes]:
+    """The commands in an entry."""
+    held = command_of(entry)
+    return [held.command] if isinstance(held, clients.Run) else msgspec.msgpack.decode(held.commands, type=list[bytes])
 
 
 @pytest.fixture
@@ -175,4 +211,97 @@ async def test_what_was_lost_goes_again_and_what_is_refused_fails(asking: Asking
 async def test_without_a_link_the_write_is_asked_instead_of_told(asking: Asking) -> None:
     asking.has_link = False
     assert await asking.submit(b"a") == b"a"
-    assert [run.command for run in runs(asking.asked[0].entries)] == [b"a"]
+    assert list(map(told, asking.asked[0].entries)) == [[b"a"]]
+
+
+async def pack(asking: Asking, *commands: bytes) -> list[asyncio.Future[bytes]]:
+    """Writes that go out as one entry."""
+    ahead = asking.submit(b"ahead")
+    futures = [asking.submit(command) for command in commands]
+    asking.answer()
+    await ahead
+    await asking.until_told(1)
+    return futures
+
+
+async def test_several_writes_are_one_entry_and_have_one_answer(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b", b"c")
+    (entry,) = asking.told[0].entries
+    held = command_of(entry)
+    assert isinstance(held, clients.Runs)
+    assert (held.session, held.sequence, held.acknowledged, held.count) == (7, 3, 2, 3)
+    asking.answer()
+    assert await asyncio.gather(*futures) == [b"a", b"b", b"c"]
+
+
+async def test_one_that_goes_alone_parts_those_before_from_those_behind(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b", b"alone", b"c", b"alone again", b"d", b"e")
+    assert list(map(told, asking.told[0].entries)) == [
+        [b"a", b"b"],
+        [b"alone"],
+        [b"c"],
+        [b"alone again"],
+        [b"d", b"e"],
+    ]
+    numbers = [command_of(entry).sequence for entry in asking.told[0].entries]
+    assert numbers == [3, 5, 6, 7, 8]
+    asking.answer()
+    assert await asyncio.gather(*futures) == [b"a", b"b", b"alone", b"c", b"alone again", b"d", b"e"]
+
+
+async def test_an_entry_holds_so_many_bytes(asking: Asking) -> None:
+    large = [bytes([at]) * (100 << 10) for at in range(5)]
+    futures = await pack(asking, *large)
+    assert [len(told(entry)) for entry in asking.told[0].entries] == [2, 2, 1]
+    asking.answer()
+    assert await asyncio.gather(*futures) == large
+
+
+@pytest.mark.parametrize(
+    "outcome", [LOST, UNKNOWN, [LOST, UNKNOWN, UNACKNOWLEDGED], b"\xc1", [b"one"], b"\x91\xc4\x01x"]
+)
+async def test_what_went_together_goes_again_each_for_itself(asking: Asking, outcome: Any) -> None:
+    futures = await pack(asking, b"a", b"b", b"c")
+    asking.answer([outcome])
+    await asking.until_told(1)
+    assert list(map(told, asking.told[0].entries)) == [[b"a"], [b"b"], [b"c"]]
+    assert [command_of(entry).sequence for entry in asking.told[0].entries] == [3, 4, 5]
+    asking.answer()
+    assert await asyncio.gather(*futures) == [b"a", b"b", b"c"]
+
+
+async def test_some_that_went_together_may_be_answered_and_others_not(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b", b"c")
+    asking.answer([[b"a", LOST, b"c"]])
+    assert await futures[0] == b"a"
+    assert await futures[2] == b"c"
+    await asking.until_told(1)
+    assert list(map(told, asking.told[0].entries)) == [[b"b"]]
+    asking.answer()
+    assert await futures[1] == b"b"
+
+
+async def test_one_given_up_leaves_the_others_that_went_together(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b", b"c")
+    futures[1].cancel()
+    asking.answer()
+    assert await futures[0] == b"a"
+    assert await futures[2] == b"c"
+    last = asking.submit(b"d")
+    await asking.until_told(1)
+    assert command_of(asking.told[0].entries[0]).acknowledged == 5
+    asking.answer()
+    assert await last == b"d"
+
+
+async def test_a_session_that_is_gone_takes_nothing_in_doubt_with_it(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b")
+    asking.answer([[UNKNOWN, LOST]])
+    await asking.until_told(1)
+    asking.answer([EXPIRED, EXPIRED])
+    with pytest.raises(OutcomeUnknown):
+        await futures[0]
+    await asking.until_told(1)
+    assert list(map(told, asking.told[0].entries)) == [[b"b"]]
+    asking.answer()
+    assert await futures[1] == b"b"
