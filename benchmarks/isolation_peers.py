@@ -143,17 +143,17 @@ class Probe:
     async def _taken(self) -> int:
         return int(await self._channels["inference"].request("server", "taken", b"", timeout_s=30))
 
-    # Probes: each is timed from when it was due, whenever the loop came to send it.
+    # Probes: each is timed from when it was due, whenever the loop came to send it. It leaves there and then, and ends
+    # when who awaits it is called: a task of its own for each would first wait a turn of the loop for its start.
 
     def _ask(self, due: float) -> None:
-        task = asyncio.ensure_future(self._asked(due))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        reply = asyncio.ensure_future(self._arm.coordinate(PROBE.pack(0, due)))
+        self._asking.add(reply)
+        reply.add_done_callback(lambda done: self._answered(due, done))
 
-    async def _asked(self, due: float) -> None:
-        try:
-            await self._arm.coordinate(PROBE.pack(0, due))
-        except Exception:
+    def _answered(self, due: float, reply: asyncio.Future[Any]) -> None:
+        self._asking.discard(reply)
+        if reply.cancelled() or reply.exception() is not None:
             self._lost["coordination"] += 1
         else:
             self._round_trips["coordination"].append((due, time.monotonic() - due))

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,58 @@ async def test_a_watcher_on_another_node_misses_and_repeats_nothing_when_the_lea
                 kept.running[await asyncio.to_thread(kept.leader)].process.kill()
         seen = [await asyncio.wait_for(anext(watch), PATIENCE_S) for _ in range(40)]
     assert [change.value for change in seen] == list(range(1, 41))
+    assert [change.before for change in seen[1:]] == [change.version for change in seen[:-1]]
+
+
+async def test_bursts_of_writes_apply_once_and_are_watched_once_while_leaders_are_killed(cluster: Cluster) -> None:
+    """Writes of one moment travel together and stand in one entry; each is an operation of its own all the same."""
+    kept = Kept(cluster, 3)
+    seeds = await asyncio.to_thread(kept.start)
+    async with joined(seeds, "first") as first, joined(seeds, "second") as second, joined(seeds, "watcher") as watcher:
+        await first.variables.register("x", int, 0)
+        await second.variables.get("x", consistency="linearizable")
+        await watcher.variables.get("x", consistency="linearizable")
+        watch = watcher.variables.watch("x")
+        is_over = False
+        versions: dict[int, int] = {}  # of what was acknowledged, by value
+        unsure: set[int] = set()
+
+        async def write(node: meshnode.Node, value: int) -> None:
+            try:
+                versions[value] = await node.variables.set("x", value, timeout_s=PATIENCE_S)
+            except meshnode.OutcomeUnknown:
+                unsure.add(value)
+
+        async def burst(node: meshnode.Node, begin: int) -> None:
+            value, rng = begin, random.Random(begin)
+            while not is_over:
+                size = rng.randint(2, 60)
+                await asyncio.gather(*(write(node, value + each) for each in range(size)))
+                value += size
+
+        async def some_more() -> None:
+            before = len(versions)
+            await asyncio.to_thread(wait_until, lambda: len(versions) >= before + 300, "more writes")
+
+        running = [asyncio.ensure_future(burst(node, 1_000_000 * at)) for at, node in enumerate((first, second), 1)]
+        for _ in range(2):
+            await some_more()
+            killed = await asyncio.to_thread(kept.leader)
+            kept.running[killed].kill()
+            await some_more()
+            kept.launch(killed)
+            await asyncio.to_thread(kept.collect)
+        await some_more()
+        is_over = True
+        await asyncio.gather(*running)
+        await second.variables.set("x", -1, timeout_s=PATIENCE_S)
+        seen: list[Any] = []
+        while not seen or seen[-1].value != -1:
+            seen.append(await asyncio.wait_for(anext(watch), PATIENCE_S))
+    values = [change.value for change in seen[:-1]]
+    assert len(set(values)) == len(values), "each is applied once"
+    assert versions.keys() <= set(values) <= versions.keys() | unsure, "what was acknowledged is there, and no other"
+    assert all(versions.get(change.value, change.version) == change.version for change in seen[:-1])
     assert [change.before for change in seen[1:]] == [change.version for change in seen[:-1]]
 
 
