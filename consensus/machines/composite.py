@@ -8,7 +8,8 @@ What an entry's bytes are
     Advance(log_ms)         the time, from the leader; needs no session, for it may be repeated
 
 A version is given to each command that is run: the index of its entry, or one more than the version before where that
-is larger, as it is behind Runs. So versions rise with the log, and with them every node counts alike.
+is larger, as it is behind Runs. Where the end of a session removes several variables, each has its own, for a watcher
+takes a version once. So versions rise with the log, and with them every node counts alike.
 
 The log's time is milliseconds that never fall: `log_ms` becomes the larger of its own and the entry's, and sessions
 whose time is up end right there. The leader proposes an Advance before a batch of commands if its time moved on by
@@ -257,7 +258,7 @@ class Machine:
         if next(parts, None) is not None:
             raise SnapshotRefused("something follows the snapshot's end")
         self.index = header.index
-        self.version = header.version
+        self.version = header.version if header.format_version == FORMAT_VERSION else header.index
         self.log_ms = header.log_ms
         self._clients.restore(table)
         self.sessions.restore(restored_sessions)
@@ -282,7 +283,7 @@ class Machine:
         self.log_ms = max(self.log_ms, log_ms)
         for ended in self.sessions.expire(index, self.log_ms):
             self._changes.append(ended)
-            self._changes += self.variables.remove_session(self._next_version(index), self.log_ms, ended.id)
+            self._remove_owned(self._next_version(index), ended.id)
         return Advanced(self.log_ms)
 
     def _next_version(self, index: int, count: int = 1) -> int:
@@ -343,8 +344,14 @@ class Machine:
         if change is not None:
             self._changes.append(change)
             if change.what != "started":
-                self._changes += self.variables.remove_session(version, self.log_ms, change.id)
+                self._remove_owned(version, change.id)
         return result
+
+    def _remove_owned(self, version: int, session: str) -> None:
+        """Remove the variables of a session that ended, the first as this version."""
+        removed = self.variables.remove_session(version, self.log_ms, session)
+        self._changes += removed
+        self.version = max(self.version, version + len(removed) - 1)
 
     def _without_session(self, command: variables.Command) -> Refusal | None:
         """A variable can't be owned by a session that does not live: nothing would ever remove it."""

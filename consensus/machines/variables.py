@@ -359,9 +359,9 @@ class Variables:
         return size if size <= MAX_TOTAL_BYTES else -1
 
     def remove_session(self, version: int, log_ms: int, session: str) -> list[Change]:
-        """Remove what a session owned, by name."""
+        """Remove what a session owned, by name: the first as this version, each other one version later."""
         names = sorted(self._by_session.get(session, ()))
-        return [self._remove(version, log_ms, self._by_name[name], "") for name in names]
+        return [self._remove(at, log_ms, self._by_name[name], "") for at, name in enumerate(names, version)]
 
     def dump(self) -> list[Stored]:
         """All as they are now; what comes later does not alter it."""

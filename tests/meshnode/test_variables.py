@@ -5,6 +5,7 @@ import gc
 
 import pytest
 
+from consensus.machines.sessions import Start, Stop
 from meshnode import InvalidInput
 from meshnode.declarations import declare
 from meshnode.variables import Variables
@@ -86,6 +87,17 @@ async def test_a_watch_of_all_sees_all(variables: Variables) -> None:
         ("b", "registered"),
         ("b", "set"),
     ]
+
+
+async def test_a_watch_of_all_sees_the_end_of_each_variable_of_a_session() -> None:
+    state = InstantState()
+    variables = Variables(state, {}, "anna", session=lambda: "s")
+    await state.propose(Start("s", "anna", 1000))
+    for name in ("a", "b", "c"):
+        await variables.register(name, int, 0)
+    watch = variables.watch()
+    await state.propose(Stop("s"))
+    assert [(change.name, change.what) for change in watch.take()] == [(name, "removed") for name in ("a", "b", "c")]
 
 
 async def test_a_watch_whose_machine_jumped_catches_up_from_the_history() -> None:

@@ -166,20 +166,24 @@ def test_a_snapshot_is_of_the_moment_it_was_taken_however_late_it_is_consumed(
 def test_the_changes_told_add_up_to_the_state(entries: list[bytes]) -> None:
     machine = Machine()
     told: dict[str, tuple[Any, int]] = {}
+    newest = 0
     for index in (1, 2, 3):
         machine.apply(index, clients.encode(clients.Open()))
     for index, entry in enumerate(entries, 4):
         for change in machine.apply(index, entry)[1]:
             if isinstance(change, Change):
-                assert change.version == index
+                assert change.version > newest
+                assert change.version >= index
                 assert change.before == (told[change.name][1] if change.name in told else 0)
-                told[change.name] = (change.value, index)
+                newest = change.version
+                told[change.name] = (change.value, newest)
                 if change.what == "removed":
                     del told[change.name]
     again = Machine()
     again.restore(machine.snapshot())
     assert again.variables._bytes == machine.variables._bytes  # what is counted as it goes is what there is
     assert told == {each.declaration.name: (each.value, each.version) for each in machine.variables}
+    assert newest <= again.version == machine.version
 
 
 def test_a_command_tried_twice_applies_once_and_is_told_once() -> None:
@@ -371,8 +375,8 @@ def test_the_variables_of_a_session_that_ended_are_removed_at_rising_versions() 
     machine.apply_all(1, every)
     _, changes = machine.apply(6, encode_advance(1000))
     removed = [change for change in changes if isinstance(change, Change)]
-    assert [change.name for change in removed] == ["a", "b"]
-    assert all(change.version > 7 for change in removed)
+    assert [(change.name, change.version) for change in removed] == [("a", 8), ("b", 9)]
+    assert machine.version == 9
 
 
 def test_a_snapshot_of_the_format_before_goes_on_where_it_was() -> None:
@@ -384,6 +388,7 @@ def test_a_snapshot_of_the_format_before_goes_on_where_it_was() -> None:
     old = msgspec.msgpack.encode([1, *header[1:6]])
     restored = Machine()
     restored.restore([len(old).to_bytes(4, "little") + old, *parts[1:]])
+    assert restored.version == 2, "or who watches from now on would be told what the histories hold"
     write = clients.encode(clients.Run(1, 2, 0, encode_command(Set("n", 5))))
     assert restored.apply(3, write) == machine.apply(3, write)
     assert restored.digest() == machine.digest()

@@ -102,7 +102,7 @@ def test_what_a_session_owns_goes_with_it_in_the_same_entry(replica: Replica, en
     gone = replica.changes[before:]
     assert gone[0] == SessionChange("s", "stopped" if end == "stop" else "expired", "node-a", replica.index)
     assert [(change.name, change.what, change.version) for change in gone[1:]] == [  # type: ignore[union-attr]  # told apart above
-        (name, "removed", replica.index) for name in ("a", "b", "c")
+        (name, "removed", version) for version, name in enumerate(("a", "b", "c"), replica.index)
     ]
     assert [variable.declaration.name for variable in replica.machine.variables] == ["stays"]
     assert replica.run(Stop("s")) == Stopped(False)
