@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from math import isnan
-from typing import Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -124,10 +124,10 @@ class Compared(msgspec.Struct, array_like=True, frozen=True, tag="compared", gc=
 
 
 class WrittenAll(msgspec.Struct, array_like=True, frozen=True, tag="written-all", gc=False):
-    """All Sets hold: the first as of `first`, each other one version later."""
+    """All Sets hold: the first as of `first`, each other one version later. `count` is bounded as that of Runs."""
 
     first: int
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 
 
 Result: TypeAlias = Written | Compared | Refusal

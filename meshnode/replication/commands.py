@@ -17,7 +17,8 @@ from consensus.machines.composite import (
 )
 from consensus.machines.values import MAX_TEXT_LENGTH, Refusal
 from consensus.machines.variables import Compared, Set, Written
-from meshnode.errors import InvalidInput
+from meshnode.decoding import UNDECODABLE
+from meshnode.errors import InvalidInput, OutcomeUnknown
 
 _PLAIN_BYTES = 48  # of a Set, besides its text
 _LARGEST = 1 << 63
@@ -58,8 +59,12 @@ class OwnCommands:
         return encode_all(commands)  # type: ignore[arg-type]  # Sets: nothing else has a size
 
     def settle(self, future: asyncio.Future[Result], index: int, answer: bytes) -> None:
-        """The result, or InvalidInput if a rule refused it."""
-        result = decode_result(answer)
+        """The result, InvalidInput if a rule refused it, or OutcomeUnknown if nobody can tell what this says."""
+        try:
+            result = decode_result(answer)
+        except UNDECODABLE as error:  # raised, it would leave this future, and others behind it, without an end
+            future.set_exception(OutcomeUnknown(f"it was written, but the answer can't be understood ({error})"))
+            return
         self.committed += 1  # one that a rule refused was committed, too
         if isinstance(result, Refusal):
             future.set_exception(InvalidInput(result.message))

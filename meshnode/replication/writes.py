@@ -33,7 +33,7 @@ class Commands(Protocol[C, T]):
         ...
 
     def settle(self, future: asyncio.Future[T], index: int, answer: bytes) -> None:
-        """Give one who wrote what the machine answered at `index`."""
+        """Give one who wrote what the machine answered at `index`. Raises nothing, whatever the answer is."""
         ...
 
     def results(self, index: int, answer: bytes) -> list[T]:

@@ -392,3 +392,8 @@ def test_a_snapshot_of_the_format_before_goes_on_where_it_was() -> None:
     write = clients.encode(clients.Run(1, 2, 0, encode_command(Set("n", 5))))
     assert restored.apply(3, write) == machine.apply(3, write)
     assert restored.digest() == machine.digest()
+
+
+def test_an_answer_to_more_than_any_entry_holds_is_refused() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_results(msgspec.msgpack.encode(["written-all", 1, 1 << 40]))
