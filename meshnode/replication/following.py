@@ -35,6 +35,7 @@ BEAT_S = 1.0
 PAUSE_S = 0.003  # between two parts with commands: while much is written, one carries what several writes brought
 OWN_PAUSE_S = 0.025  # the same for who writes itself, and so has most of it before
 KEPT_OWN = 2_000  # entries of its own that wait for what comes before them
+KEPT_OWN_BYTES = 8 << 20  # of these: one may hold many writes
 SILENCE_S = 3.0
 LEADERLESS_S = 2.0  # a source may be cut off from the others; an election is over sooner
 DAY_S = 24 * 3600.0
@@ -233,13 +234,15 @@ class Following:
         self._told_at = -math.inf
         # What this node wrote and knows to stand in the log, by index, behind what it has not got yet.
         self._own: dict[int, list[bytes]] = {}
-        self._own_kept = 0
+        self._own_kept = self._own_bytes = 0
 
     def wrote(self, first_index: int, entries: list[bytes]) -> None:
         """What this node wrote itself stands here: it need not wait for the stream to bring that."""
-        if first_index > self._machine.index and self._own_kept < KEPT_OWN:
+        has_room = self._own_kept < KEPT_OWN and self._own_bytes < KEPT_OWN_BYTES
+        if first_index > self._machine.index and first_index not in self._own and has_room:
             self._own[first_index] = entries
             self._own_kept += len(entries)
+            self._own_bytes += sum(map(len, entries))
         if self._apply_own() and self._source:
             now = asyncio.get_running_loop().time()
             if now >= self._told_at + OWN_PAUSE_S / 2:
@@ -261,6 +264,7 @@ class Following:
                 break
             entries = self._own.pop(first_index)
             self._own_kept -= len(entries)
+            self._own_bytes -= sum(map(len, entries))
             if first_index == machine.index + 1:
                 changes = machine.apply_all(first_index, entries)[1]
                 self._applied(machine.index, [(first_index, entries)], changes)

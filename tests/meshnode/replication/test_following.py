@@ -56,3 +56,20 @@ async def test_it_tells_its_source_how_far_it_came_but_not_each_time(monkeypatch
         follower.wrote(index, [OPEN])
     assert told == [Reached(9, 1)]
     assert follower.source == "source"
+
+
+@pytest.mark.parametrize(("limit", "value"), [("KEPT_OWN", 2), ("KEPT_OWN_BYTES", 2 * len(OPEN))])
+async def test_of_what_waits_for_what_comes_before_it_keeps_so_much(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(module, limit, value)
+    applied: list[int] = []
+    follower = following([], applied)
+    for index in (2, 2, 3, 4, 5):
+        follower.wrote(index, [OPEN])
+    follower._apply(Part(1, "leader", stretches=[(1, [OPEN])]))
+    assert applied == [1, 2, 3]
+    for index in (5, 6, 7):  # there is room again
+        follower.wrote(index, [OPEN])
+    follower._apply(Part(4, "leader", stretches=[(4, [OPEN])]))
+    assert applied == [1, 2, 3, 4, 5, 6]
