@@ -28,13 +28,16 @@ class Operation:
 
 
 def register(state: Any, operation: Operation) -> tuple[bool, Hashable]:
-    """A register with ("read",), ("write", value) and ("cas", expected, value)."""
+    """A register with ("read",), ("write", value), ("exchange", value), whose result is the value before, and
+    ("cas", expected, value)."""
     kind, *arguments = operation.action
     known = operation.returned != inf
     if kind == "read":
         return not known or operation.result == state, state
     if kind == "write":
         return True, arguments[0]
+    if kind == "exchange":
+        return not known or operation.result == state, arguments[0]
     swaps = state == arguments[0]
     return not known or operation.result == swaps, arguments[1] if swaps else state
 

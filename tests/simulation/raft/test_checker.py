@@ -37,6 +37,11 @@ GOOD = {
         op(0, 5, "cas", None, 2, result=False),
         op(6, 7, "read", result=1),
     ],
+    "each exchange gives what the one before it put there": [
+        op(0, 5, "exchange", 1, result=2),
+        op(0, 5, "exchange", 2, result=None),
+        op(6, 7, "read", result=1),
+    ],
     "a lost swap explains a value": [op(0, inf, "cas", None, 1), op(1, 2, "read", result=1)],
 }
 BAD = {
@@ -49,6 +54,7 @@ BAD = {
         op(3, 4, "read", result=None),
     ],
     "two swaps of one value both win": [op(0, 5, "cas", None, 1, result=True), op(0, 5, "cas", None, 2, result=True)],
+    "two exchanges give the same": [op(0, 5, "exchange", 1, result=None), op(0, 5, "exchange", 2, result=None)],
     "a read before its write was called": [op(5, 6, "write", 1), op(0, 1, "read", result=1)],
     "a write that took effect twice": [
         op(0, 1, "write", 1),
@@ -98,9 +104,14 @@ def test_the_search_agrees_with_the_definition_on_random_histories() -> None:
             called = rng.random()
             returned = inf if rng.random() < 0.2 else called + rng.random()
             action: tuple[Any, ...] = rng.choice(
-                [("read",), ("write", rng.randrange(2)), ("cas", rng.choice([None, 0, 1]), rng.randrange(2))]
+                [
+                    ("read",),
+                    ("write", rng.randrange(2)),
+                    ("exchange", rng.randrange(2)),
+                    ("cas", rng.choice([None, 0, 1]), rng.randrange(2)),
+                ]
             )
-            result = rng.choice([None, 0, 1]) if action[0] == "read" else rng.random() < 0.5
+            result = rng.choice([None, 0, 1]) if action[0] in ("read", "exchange") else rng.random() < 0.5
             history.append(op(called, returned, *action, result=None if action[0] == "write" else result))
         verdicts.append(is_linearizable(history))
         assert verdicts[-1] == by_trying_all_orders(history)

@@ -46,6 +46,8 @@ class Aim:
     jumps: bool | None = None
     leases: bool | None = None
     write_share: float | None = None
+    pack_share: float | None = None
+    reply_loss: float | None = None
     hunts_leaders: bool | None = None
 
 
@@ -84,7 +86,8 @@ class World:
         self.snapshot_every = rng.choice((10, 30, 1_000_000))
         self.think_s = _aimed(aim.think_s, rng.choice((0.005, 0.03)))
         self.write_share = _aimed(aim.write_share, rng.choice((0.02, 0.6, 0.8) if self.lease_reads else (0.6, 0.8)))
-        self.reply_loss = rng.choice((0.0, 0.1))
+        self.pack_share = _aimed(aim.pack_share, rng.choice((0.0, 0.3)))
+        self.reply_loss = _aimed(aim.reply_loss, rng.choice((0.0, 0.1)))
         self.effects_until_crash: int | None = None
         self.lease_reads_served = 0
         self.acknowledged = 0
@@ -148,7 +151,7 @@ class World:
         return self
 
     def _has_converged(self) -> bool:
-        if any(client.operation is not None for client in self.clients):
+        if any(client.outstanding for client in self.clients):
             return False
         leaders = [host for host in self.hosts.values() if host.core.leader == host.name]
         if len(leaders) != 1:
