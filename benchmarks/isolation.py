@@ -40,7 +40,7 @@ from benchmarks.canary import Canaries
 from benchmarks.chart import bars
 from benchmarks.isolation_arms import SPECS, TITLES
 from benchmarks.isolation_outcomes import FLOODS, PROBES, Flood, Outcome, Outcomes, table, verdict
-from benchmarks.measure import process, put
+from benchmarks.measure import Stolen, process, put
 
 
 class Client:
@@ -134,12 +134,13 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip of a relay in between")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    load = os.getloadavg()[0]
+    load, stolen = os.getloadavg()[0], Stolen()
     outcomes = measure(rounds, options.seconds, options.delay / 1000)
     left_out = sum(one.left_out for one in outcomes.values()) / sum(one.probes for one in outcomes.values())
     how = (
         f"{rounds} rounds of {options.seconds:g} s. {left_out:.0%} of the probes were left out because a processor was "
         f"away. Load of the machine, {os.cpu_count()} cores: {load:.1f} before, {os.getloadavg()[0]:.1f} after."
+        f"{stolen.told()}"
     )
     report = "\n".join([table(outcomes), "", *(f"- {line}" for line in verdict(outcomes).splitlines()), "", how])
     print(report)

@@ -66,6 +66,26 @@ def process(*arguments: str) -> Iterator[str]:
             child.stdout.close()
 
 
+class Stolen:
+    """What part of the processors' time a virtual machine's host has given to others, of that since this was made."""
+
+    def __init__(self) -> None:
+        self._before = _processor_times()
+
+    def told(self) -> str:
+        """In words, for the foot of a table; empty where the system does not say."""
+        spent = [after - before for before, after in zip(self._before, _processor_times(), strict=True)]
+        if len(spent) < 8 or not sum(spent):
+            return ""
+        return f" The host kept {spent[7] / sum(spent):.1%} of the processors' time for others."
+
+
+def _processor_times() -> list[int]:
+    """User, nice, system, idle, waiting, interrupts, soft interrupts, stolen: by Linux, in its ticks."""
+    path = Path("/proc/stat")
+    return [int(each) for each in path.read_text().split()[1:9]] if path.exists() else []
+
+
 def put(document: Path, name: str, text: str) -> None:
     """Put `text` into a document, between the lines `<!-- name: begin -->` and `<!-- name: end -->`."""
     before, begin, rest = document.read_text().partition(f"<!-- {name}: begin -->\n")

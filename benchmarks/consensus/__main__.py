@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import Rate
+from benchmarks.measure import Rate, Stolen
 
 NODE = "benchmarks.consensus.node"
 LOADS = ((1, 1_000), (16, 6_000), (256, 20_000), (1024, 30_000))
@@ -158,6 +158,7 @@ def show(name: str, what: str, in_flight: int, runs: list[Rate]) -> Rate:
 def main(rounds: int, failovers: int) -> None:
     """Print a table, and the ratios."""
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    stolen = Stolen()
     with contextlib.ExitStack() as stack:
         ours = Meshnode(stack)
         theirs = Etcd(stack) if shutil.which("etcd") and shutil.which("h2load") else None
@@ -180,7 +181,7 @@ def main(rounds: int, failovers: int) -> None:
 
         for in_flight, rate_per_s in pysyncobj_store.measure():
             print(f"PySyncObj  write  {in_flight:>5} in flight {rate_per_s:>9.0f}/s  (nothing synced)", flush=True)
-    print(f"load after: {os.getloadavg()[0]:.1f}")
+    print(f"load after: {os.getloadavg()[0]:.1f}.{stolen.told()}")
 
 
 if __name__ == "__main__":
