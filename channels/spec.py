@@ -105,8 +105,8 @@ INFERENCE = ChannelSpec(
     body_bytes=64 * MIB,
     chunk_from=32 * KIB,
     packet_bytes=16 * KIB,
-    drain=4,
-    drain_s=0.0002,
+    drain=2,
+    drain_s=0.0001,
     nice=8,
 )
 COORDINATION = ChannelSpec(name="coordination", port_offset=2, loss_rule="retry", drain=128, slice_s=0.0001)
