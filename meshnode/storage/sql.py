@@ -6,6 +6,7 @@ several processes may open one database at once. A step that was released is nev
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from meshnode.errors import ConfigError, InvalidInput
 from meshnode.storage.runs import Checkpoint, Finished, Point, Run, Runs, State, StorageError, new_run, no_such_run
 
 BUSY_S = 30  # how long to wait for another process's write to SQLite
+BUSY_PAUSE_S = 0.01
 _LOCK = 0x6D657368  # "mesh": PostgreSQL's advisory lock while tables are changed
 
 _tables = sa.MetaData()
@@ -237,7 +239,22 @@ def _make_engine(url: str) -> sa.Engine:
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late for DDL; `_begin_sqlite` says it
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
+        _patiently(connection, f"PRAGMA {pragma}")
+
+
+def _patiently(connection: Any, statement: str) -> None:
+    """Execute it, and wait for others where SQLite itself does not: to change a new database to WAL it makes a reading
+    lock a writing one, which it gives up at once if another connection is about to do the same."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
 import threading
@@ -173,3 +174,29 @@ def test_half_made_run_is_not_there(tmp_path: Path) -> None:
     assert runs.list_runs() == []
     with pytest.raises(InvalidInput, match="there is no run 'half'; the newest: none yet"):
         runs.load_run("half")
+
+
+def test_opening_waits_for_who_is_about_to_change_a_new_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives up at once, whatever its timeout: one of many that opened a new database failed now and then."""
+    waited, opened = threading.Event(), threading.Event()
+
+    def sleep(_seconds: float) -> None:
+        waited.set()
+
+    monkeypatch.setattr("meshnode.storage.sql.time.sleep", sleep)
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def work() -> None:
+            open_runs(f"sqlite:///{tmp_path}/runs.db").close()
+            opened.set()
+
+        opening = threading.Thread(target=work)
+        opening.start()
+        assert waited.wait(30)
+        assert not opened.is_set()
+        other.execute("COMMIT")
+        opening.join(30)
+        assert opened.is_set()
