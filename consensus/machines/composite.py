@@ -283,19 +283,18 @@ class Machine:
         self.log_ms = max(self.log_ms, log_ms)
         for ended in self.sessions.expire(index, self.log_ms):
             self._changes.append(ended)
-            self._remove_owned(self._next_version(index), ended.id)
+            self.version = self._next_version(index)
+            self._remove_owned(self.version, ended.id)
         return Advanced(self.log_ms)
 
-    def _next_version(self, index: int, count: int = 1) -> int:
-        """The version of the next command, in the entry at `index`, and of as many more as follow."""
-        first = max(self.version + 1, index)
-        self.version = first + count - 1
-        return first
+    def _next_version(self, index: int) -> int:
+        """The version of the next command, if it stands in the entry at `index`."""
+        return max(self.version + 1, index)
 
     def _run(self, index: int, data: bytes) -> bytes:
         """What a client session runs once."""
         result: Result
-        version = self._next_version(index)
+        version = self.version = self._next_version(index)
         try:
             if data.startswith(_SET_PREFIX):  # by far the most frequent
                 result, change = self.variables.apply_set(version, self.log_ms, _set_decoder.decode(data))
@@ -328,11 +327,11 @@ class Machine:
             return None
         if len(sets.values) != count:
             return None
-        first = max(self.version + 1, index)
+        first = self._next_version(index)
         applied = self.variables.apply_sets(first, self.log_ms, sets, is_watched=self.is_watched)
         if applied is None:
             return None
-        self._next_version(index, count)
+        self.version = first + count - 1
         results, changes = applied
         self._changes += changes
         if isinstance(results, variables.WrittenAll):

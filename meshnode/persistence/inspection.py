@@ -115,19 +115,17 @@ def _command(data: bytes) -> str:
         run = _clients_decoder.decode(data)
     except msgspec.DecodeError:
         return f"time {_advance_decoder.decode(data).log_ms} ms"
-    if isinstance(run, clients.Runs):
-        who = f"client {run.session} #{run.sequence} to #{run.sequence + run.count - 1}"
-        try:
-            return f"{who}: {_shortened(str(composite.decode_sets(run.commands)))}"
-        except msgspec.DecodeError:
-            return f"{who}: {len(run.commands)} bytes: {_shortened(run.commands.hex())}"
-    if not isinstance(run, clients.Run):
+    if isinstance(run, (clients.Open, clients.Close)):
         return "open a client session" if isinstance(run, clients.Open) else f"close client session {run.session}"
-    who = f"client {run.session} #{run.sequence}"
+    who, held = f"client {run.session} #{run.sequence}", b""
     try:
-        return f"{who}: {_shortened(str(composite.decode_command(run.command)))}"
+        if isinstance(run, clients.Runs):
+            who, held = f"{who} to #{run.sequence + run.count - 1}", run.commands
+            return f"{who}: {_shortened(str(composite.decode_sets(held)))}"
+        held = run.command
+        return f"{who}: {_shortened(str(composite.decode_command(held)))}"
     except msgspec.DecodeError:
-        return f"{who}: {len(run.command)} bytes: {_shortened(run.command.hex())}"
+        return f"{who}: {len(held)} bytes: {_shortened(held.hex())}"
 
 
 def _shortened(text: str) -> str:

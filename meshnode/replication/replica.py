@@ -397,7 +397,7 @@ class Replica:
         if first > machine.index and not any(map(_kind, entries)):  # nearly always
             data = list(map(_data, entries))
             answers, changes = machine.apply_all(first, data)
-            outcomes: list[Outcome] = [a if isinstance(a, bytes) else _told(a) for a in answers]
+            outcomes = list(map(_told, answers))
             stretches: list[Stretch] = [(first, data)]
         else:
             outcomes, stretches, changes = self._apply_mixed(first, entries)
@@ -429,7 +429,7 @@ class Replica:
                 (answer,), changed = machine.apply_all(index, [entry.data])
                 stretches.append((index, [entry.data]))
                 changes += changed
-                outcomes.append(answer if isinstance(answer, bytes) else _told(answer))
+                outcomes.append(_told(answer))
         return outcomes, stretches, changes
 
     def _read_ready(self, effect: ReadReady) -> None:
@@ -490,8 +490,10 @@ class Replica:
         self._batches.restored(effect.snapshot)
 
 
-def _told(answer: clients.Outcome | Advanced) -> Outcome:
-    """An entry's outcome, which is no machine's answer, as other nodes are told of it."""
+def _told(answer: bytes | clients.Outcome | Advanced) -> Outcome:
+    """An entry's outcome as other nodes are told of it."""
+    if isinstance(answer, bytes):
+        return answer
     if type(answer) is clients.Each:
         return [each if isinstance(each, bytes) else _CODES[type(each)] for each in answer.outcomes]
     return answer.session if type(answer) is clients.Opened else _CODES[type(answer)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -104,7 +104,7 @@ class Flight:
         self.deadline = deadline
         self.task: asyncio.Future[Proposed] | None = None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Write]:
         """The writes, in their order."""
         return (write for parcel in self.parcels for write in parcel.writes)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from consensus.machines.composite import encode_advance, encode_command
+from consensus.machines.composite import encode_advance, encode_all, encode_command
 from consensus.machines.variables import Set
 from consensus.raft import messages
 from consensus.raft.configuration import Configuration
-from consensus.raft.sessions import Open, Run, encode
+from consensus.raft.sessions import Close, Open, Run, Runs, encode
 from meshnode.persistence.errors import DirectoryUnusable
-from meshnode.persistence.inspection import Line, inspect
+from meshnode.persistence.inspection import Line, describe, inspect
 from meshnode.persistence.log import open_log
 
 CONFIGURATION = messages.configuration_entry(1, Configuration()).data
@@ -69,6 +69,23 @@ def test_a_log_is_told_in_words(directory: Path) -> None:
     assert texts[6] == "8 bytes of kind 0: ff67617262616765"
     log = directory / "raft" / "log"
     assert all(list(inspect(path)) == lines for path in (log.parent, log, log / "00000001.wal"))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (encode(Open()), "open a client session"),
+        (encode(Close(3)), "close client session 3"),
+        (encode(Run(3, 1, 0, b"\xff")), "client 3 #1: 1 bytes: ff"),
+        (encode(Runs(3, 4, 3, 2, b"\xff")), "client 3 #4 to #5: 1 bytes: ff"),
+        (
+            encode(Runs(3, 4, 3, 2, encode_all([Set("t", 0.3), Set("t", 0.4)]))),
+            "client 3 #4 to #5: Sets(names='t', values=[0.3, 0.4], writers='', wall_ms=[0, 0])",
+        ),
+    ],
+)
+def test_each_command_of_a_client_session_is_told(data: bytes, said: str) -> None:
+    assert describe((1, 1, messages.COMMAND, data)) == said
 
 
 def test_torn_and_damaged_are_told_apart_and_nothing_is_changed(directory: Path) -> None:
