@@ -95,17 +95,19 @@ class Inbox:
         lag = now - packet.sent_at
         if lag < peer.lag:
             peer.lag = lag
-        if router.outbox.lonely and len(messages) == 1 and (router.delivery is None or type(messages[0]) is Event):
+        is_single = len(messages) == 1
+        delivery = None if is_single and type(messages[0]) is Event else router.delivery  # an event is not numbered
+        if is_single and delivery is None and router.outbox.lonely:
             router.outbox.waits = False  # its answer leaves at once: nothing else is likely to travel with it
         try:
-            if router.delivery is not None:
-                messages = router.delivery.unwrap(peer, messages)
+            if delivery is not None:
+                messages = delivery.unwrap(peer, messages)
             self.dispatch(peer, messages, body)
         except Exception:
             self._drops.count("failed")  # ours to mend, but no reason to stop taking packets
-        if peer.delivery is not None and router.delivery is not None:
-            router.delivery.acknowledge(peer)
-            if router.delivery.owes(peer):
+        if delivery is not None and peer.delivery is not None:
+            delivery.acknowledge(peer)
+            if delivery.owes(peer):
                 router.arm()
 
     def dispatch(self, peer: Peer, messages: list[Any], body: Bytes | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consensus.raft import membership, reads, replication
+from consensus.raft import membership, reads, replication, reserve
 from consensus.raft import transfer as handover
 from consensus.raft.durability import persist_hard_state, send
 from consensus.raft.effects import Role
@@ -37,7 +37,8 @@ def rest(state: State) -> int:
     """How many ticks the node needs none, if nothing else happens to it."""
     leadership = state.leadership
     if leadership is not None:
-        is_idle = state.commit_index == state.log.last_index and leadership.announced_index >= state.commit_index
+        is_level = state.commit_index == state.log.last_index and leadership.announced_index >= state.commit_index
+        is_idle = is_level and leadership.holding_since is None
         state.rest = leadership.heartbeat_at - state.now if is_idle else 1
     elif state.role is Role.FOLLOWER and not state.forwarded_reads:
         # No longer: of a countdown little goes by in a pause, and a lost question is soon asked again.
@@ -52,12 +53,16 @@ def _tick_leader(state: State, leadership: Leadership) -> None:
     def contact_at(node: str) -> int:
         return state.now if node == state.id else leadership.progress[node].contact_at
 
+    since = leadership.holding_since
+    if since is not None and state.now - since >= state.settings.reserve_ticks:
+        reserve.spread(state)
     if is_ill(state):
         handover.resign(state)
     elif state.now - state.configuration.reached(contact_at) > state.settings.election_timeout_ticks:
         become_follower(state, state.term, None)  # check-quorum: others may have a leader by now
     elif state.now >= leadership.heartbeat_at:
         handover.maybe_hand_over(state)
+        reserve.relax(state)
         replication.heartbeat(state)
     elif state.commit_index == state.log.last_index:
         replication.announce(state, state.commit_index)
@@ -89,14 +94,18 @@ def own_vote_durable(state: State) -> None:
 
 
 def receive_pre_vote(state: State, source: str, message: PreVote) -> None:
-    """Yes, if this node would vote so and hears no leader. Promises nothing and changes nothing."""
-    granted = (
-        message.term > state.term
-        and not is_sticky(state)
-        and state.log.is_up_to_date(message.last_index, message.last_term)
-        and not goes_first(state, source, message)
-    )
+    """Yes, if this node would vote so and hears no leader. Promises nothing.
+
+    One whose log lacks some of ours can't win, but shows that it hears no leader either: this node stands itself, now
+    rather than when its own time is up. (After a leader's end, most of its reserve lack something.)
+    """
+    may_help = message.term > state.term and not is_sticky(state)
+    is_behind = not state.log.is_up_to_date(message.last_index, message.last_term)
+    granted = may_help and not is_behind and not goes_first(state, source, message)
     send(state, source, PreVoteReply(message.term if granted else state.term, granted))
+    if may_help and is_behind and state.role is Role.FOLLOWER and may_campaign(state):
+        reset_countdown(state)
+        stand_first(state)
 
 
 def goes_first(state: State, source: str, message: PreVote) -> bool:

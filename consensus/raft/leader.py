@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from consensus.errors import Backlogged, EntryTooLarge, ProtocolViolation, TransferUnderWay
-from consensus.raft import commit, membership, reads, transfer
+from consensus.raft import commit, membership, reads, reserve, transfer
 from consensus.raft.effects import Accepted
 from consensus.raft.messages import COMMAND, AppendReject, AppendReply, Entry
 from consensus.raft.progress import Mode, Progress
@@ -50,7 +50,7 @@ def receive_append_reply(state: State, source: str, message: AppendReply) -> Non
     elif peer.match_index >= peer.stream.snapshot.index:
         peer.probe_from(peer.match_index + 1)
         peer.replicate()
-    if is_news:
+    if is_news and peer.match_index > state.commit_index:
         maybe_commit(state)
     _go_on(state, source, peer)
 
@@ -84,6 +84,8 @@ def maybe_commit(state: State) -> None:
         membership.committed(state)
         if state.leadership is None:
             return
+    if state.settings.reserve_ticks:
+        reserve.review(state)
     reads.ask(state)
     if index == state.log.last_index and leadership.announced_at < state.now:
         # Nothing follows that could carry the news. But if much happens, something will soon: then what comes within
@@ -115,10 +117,14 @@ def _hear(state: State, source: str, message: AppendReply | AppendReject) -> Pro
 
 def _go_on(state: State, node: str, peer: Progress) -> None:
     """After an answer: what can be done now that could not before?"""
-    if state.leadership is None or node not in state.leadership.progress:
+    leadership = state.leadership
+    if leadership is None or node not in leadership.progress:
         return
-    send_entries(state, node, peer)
-    if peer.next_index > state.log.last_index and peer.commit_sent < state.leadership.announced_index:
+    if leadership.holding_since is None or node not in leadership.reserve:
+        send_entries(state, node, peer)
+    if peer.commit_sent < leadership.announced_index and peer.next_index > state.log.last_index:
         tell_commit(state, node, peer)  # it was not level when the others were told
-    reads.confirm(state)
-    transfer.maybe_hand_over(state)
+    if leadership.asked_reads is not None:
+        reads.confirm(state)
+    if leadership.handover is not None:
+        transfer.maybe_hand_over(state)

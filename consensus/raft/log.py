@@ -24,18 +24,14 @@ _data, _term = attrgetter("data"), attrgetter("term")
 class Log:
     """Entries `base_index + 1` to `last_index`; of the entry at `base_index` only the term is known."""
 
-    __slots__ = ("_ends", "_entries", "base_index", "base_term")
+    __slots__ = ("_ends", "_entries", "base_index", "base_term", "last_index")
 
     def __init__(self, base_index: int, base_term: int, entries: Sequence[Entry] = ()) -> None:
         self.base_index, self.base_term = base_index, base_term
+        self.last_index = base_index  # of the newest entry, committed or not; it is asked for too often to be counted
         self._entries: list[Entry] = []
         self._ends = [0]
         self.append(entries)
-
-    @property
-    def last_index(self) -> int:
-        """Index of the newest entry, committed or not."""
-        return self.base_index + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -57,6 +53,7 @@ class Log:
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries after the last one."""
         self._entries.extend(entries)
+        self.last_index += len(entries)
         # In C throughout: this runs for each entry on each node.
         self._ends.extend(accumulate(map(len, map(_data, entries)), initial=self._ends.pop()))
 
@@ -65,6 +62,7 @@ class Log:
         keep = index - self.base_index - 1
         assert keep >= 0, "compacted entries are committed and never cut"
         del self._entries[keep:], self._ends[keep + 1 :]
+        self.last_index = self.base_index + len(self._entries)
 
     def compact(self, index: int) -> None:
         """Forget the entries up to `index`, of which the last one's term is kept (§7)."""
@@ -79,6 +77,7 @@ class Log:
     def reset(self, base_index: int, base_term: int) -> None:
         """Start anew after a snapshot that this log does not lead to."""
         self.base_index, self.base_term = base_index, base_term
+        self.last_index = base_index
         self._entries, self._ends = [], [0]
 
     def bytes_after(self, index: int) -> int:

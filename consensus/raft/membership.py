@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from consensus.errors import ChangeRefused, TransferUnderWay
-from consensus.raft import reads, replication, transfer
+from consensus.raft import reads, replication, reserve, transfer
 from consensus.raft.configuration import Configuration
 from consensus.raft.effects import Accepted
 from consensus.raft.messages import configuration_entry
@@ -58,6 +58,7 @@ def committed(state: State) -> None:
 
 
 def _append(state: State, configuration: Configuration) -> None:
+    reserve.disband(state)
     state.history.add(state.log.last_index + 1, configuration)
     watch_members(state)
     replication.append(state, [configuration_entry(state.term, configuration)])

@@ -60,7 +60,8 @@ begins with an empty entry of its own, and until that is committed it answers no
 **Replication (§5.3).** `propose` appends, hands the entries to the disk and sends them, all in one step: the
 followers' disks work while the leader's own does. A follower that is level is sent ahead, up to a window of messages
 and bytes; what does not fit waits, and goes as one larger batch. A lost Append shows when the next one, or a
-heartbeat, is refused; then the leader asks back to where the logs agree, whole terms at a time.
+heartbeat, is refused; then the leader asks back to where the logs agree, whole terms at a time. Voters that a majority
+does not need, and learners, may be left to wait a moment for what gathers (see `reserve`).
 
 What must be durable before what is sent
 ----------------------------------------
@@ -101,6 +102,8 @@ Where this differs from the paper
     pre-vote, check-quorum, refusing votes while a leader is heard: always on
     membership changes are joint (§6), from any set of voters to any other, and the second half follows by itself;
       a configuration holds from when it is appended; learners get entries and have no say
+    entries go at once only to as many as make a majority, to the rest up to `reserve_ticks` later (0: to all at once);
+      who is asked for a pre-vote by a shorter log, and hears no leader either, stands itself
     a removed leader hands over with TimeoutNow when its removal is committed
     a node that lost its disk must come back under a new id: an acknowledgement is for ever
     snapshots go in chunks, one at a time; the follower asks for the offset it wants
@@ -135,6 +138,7 @@ from consensus.raft import (
     messages,
     reads,
     replication,
+    reserve,
     snapshots,
     statistics,
     transfer,
@@ -236,7 +240,8 @@ class Raft:
         snapshots.restored(state)
         election.own_vote_durable(state)
         if state.leadership is not None:
-            leader.maybe_commit(state)
+            if state.durability.durable_index > state.commit_index:
+                leader.maybe_commit(state)
         elif state.durability.durable_index > durable_index:
             follower.acknowledge(state)
         return self._effects()
@@ -254,6 +259,18 @@ class Raft:
         """
         if self.state.leadership is not None:
             replication.announce(self.state, index, to)
+        return self._effects()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether entries wait for `spread`."""
+        leadership = self.state.leadership
+        return leadership is not None and leadership.holding_since is not None
+
+    def spread(self) -> list[Effect]:
+        """Send those who were left to wait (`Settings.reserve_ticks`) what has gathered for them."""
+        if self.state.leadership is not None:
+            reserve.spread(self.state)
         return self._effects()
 
     def read(self, ids: list[Any]) -> list[Effect]:

@@ -64,6 +64,8 @@ def confirm(state: State) -> None:
     if asked.reads:
         state.out.append(ReadReady(asked.reads, asked.index))
     for follower, number in asked.followers.items():
+        if follower in leadership.reserve:
+            replication.send_entries(state, follower, leadership.progress[follower])  # it has to apply up to there
         send(state, follower, ReadIndexReply(state.term, number, asked.index))
     ask(state)
 

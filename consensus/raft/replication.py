@@ -21,14 +21,22 @@ def append(state: State, entries: list[Entry]) -> None:
     """Put entries of this term into the log, onto the disk and on their way."""
     first_index = state.log.last_index + 1
     state.log.append(entries)
-    for node, peer in office(state).progress.items():
-        send_entries(state, node, peer)
+    leadership = office(state)
+    for node, peer in leadership.progress.items():
+        if node in leadership.reserve:
+            if leadership.holding_since is None:
+                leadership.holding_since = state.now
+        else:
+            send_entries(state, node, peer)
     persist_entries(state, first_index, entries)  # behind them: the way to the others' disks is longer
 
 
 def send_entries(state: State, node: str, peer: Progress) -> None:
     """Send a follower what it lacks, as far as its mode and window allow."""
-    log, settings = state.log, state.settings
+    log = state.log
+    if peer.next_index > log.last_index:
+        return
+    settings, leadership = state.settings, office(state)
     while peer.next_index <= log.last_index and peer.mode is not Mode.SNAPSHOT:
         if peer.is_probing or peer.window.is_full:
             return
@@ -37,7 +45,7 @@ def send_entries(state: State, node: str, peer: Progress) -> None:
             snapshots.begin(state, node, peer)
             return
         last = log.fitting(first, settings.max_append_bytes, settings.max_append_entries)
-        _send_append(state, node, peer, first, last)
+        _send_append(state, leadership, node, peer, first, last)
         if peer.mode is Mode.PROBE:
             peer.is_probing = True
             return
@@ -51,14 +59,18 @@ def announce(state: State, index: int, to: str | None = None) -> None:
     if to is None:
         leadership.announced_index = index
     for node, peer in leadership.progress.items():
-        if peer.commit_sent < index < peer.next_index and to in (None, node):
+        if to not in (None, node):
+            continue
+        if peer.commit_sent < index < peer.next_index:
             tell_commit(state, node, peer)
+        elif to is not None:
+            send_entries(state, node, peer)  # they tell it
 
 
 def tell_commit(state: State, node: str, peer: Progress) -> None:
     """Tell a follower how far things are committed, with no entries to carry it."""
     if peer.mode is Mode.REPLICATE and state.log.term_at(peer.next_index - 1) is not None:
-        _send_append(state, node, peer, peer.next_index, peer.next_index - 1)
+        _send_append(state, office(state), node, peer, peer.next_index, peer.next_index - 1)
 
 
 def heartbeat(state: State) -> None:
@@ -81,11 +93,10 @@ def heartbeat(state: State) -> None:
             snapshots.begin(state, node, peer)
             _beat(state, node)
         else:
-            _send_append(state, node, peer, peer.next_index, peer.next_index - 1)
+            _send_append(state, leadership, node, peer, peer.next_index, peer.next_index - 1)
 
 
-def _send_append(state: State, node: str, peer: Progress, first: int, last: int) -> None:
-    leadership = office(state)
+def _send_append(state: State, leadership: Leadership, node: str, peer: Progress, first: int, last: int) -> None:
     recent, count = leadership.recent, last - first + 1
     if (
         recent is None

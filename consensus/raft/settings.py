@@ -17,6 +17,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ticks: int = 17
     """How long a majority's word lasts. A voter's first tick may come at once and its clock may run faster: the rest
     of the election timeout pays for that (here 23 ticks against 17: up to 35 % faster)."""
+    reserve_ticks: int = 0
+    """For how long voters that a majority does not need, and learners, may wait for entries at most, if the driver does
+    not call `Raft.spread` before; 0: nobody waits."""
     disk_timeout_ticks: int = 30
     """A leader whose oldest write is not durable after this long steps down; nobody so ill campaigns."""
 

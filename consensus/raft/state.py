@@ -93,6 +93,9 @@ class Leadership:
     waiting_followers: dict[str, int] = field(default_factory=dict)  # its question; one at a time
     asked_reads: Asked | None = None
     handover: Handover | None = None
+    prompt: tuple[str, ...] = ()  # voters that, with this node, make a majority; () while nobody may wait
+    reserve: frozenset[str] = frozenset()  # who may wait for entries; see `reserve`
+    holding_since: int | None = None  # when the oldest entry was that waits for the reserve
     may_lease: bool = True  # False for good once TimeoutNow was sent: it may arrive at any time
     recent: Append | None = None  # the last Append built, for the next follower that stands at the same place
 

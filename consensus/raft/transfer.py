@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from consensus.errors import ChangeRefused, TransferUnderWay
-from consensus.raft import replication
+from consensus.raft import replication, reserve
 from consensus.raft.durability import send
 from consensus.raft.messages import TimeoutNow
 from consensus.raft.roles import become_follower
@@ -19,6 +19,7 @@ def begin(state: State, target: str) -> None:
         raise ChangeRefused(f"{target} is no voter and can't lead")
     if target == state.id:
         return
+    reserve.disband(state)
     leadership.handover = Handover(target, state.now + state.settings.election_timeout_ticks)
     maybe_hand_over(state)
 

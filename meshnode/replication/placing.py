@@ -21,7 +21,8 @@ PLACE_EVERY_S = 0.25
 REST_S = 1.0  # between looks while nothing is under way; a change among the members ends it
 DEAD_AFTER_S = 10.0
 STEER_S = 3.0
-LEVEL_WITHIN = 64  # entries behind the leader's log that still count as level
+# Entries behind the leader's log that still count as level: about what is written while they wait for theirs.
+LEVEL_WITHIN = 512
 
 
 class Placing:

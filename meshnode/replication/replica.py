@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -61,8 +62,11 @@ TICK_S = 0.02
 SNAPSHOT_EVERY = 50_000  # entries, or commands in them, applied since the last snapshot
 ADVANCE_EVERY_S = 0.1
 APPLY_S = 0.004  # how long a follower leaves what is committed, so that the disk, and its answer, come first
+SPREAD_S = 0.01  # how long voters that a majority does not need may wait for entries
 ANNOUNCE_S = 0.002  # how long the news of a commit may wait for entries to travel with, while much is written
 
+#: Seconds that go on while the machine sleeps, where the system has such a clock: leases depend on it.
+_clock: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 _kind, _data = attrgetter("kind"), attrgetter("data")  # COMMAND is 0
 _CODES: dict[type, int] = {
     clients.Expired: EXPIRED,
@@ -114,7 +118,7 @@ class Replica:
         self._restored = restored
         self._changed = changed
         self._failed = failed
-        self._settings = settings or Settings()
+        self._settings = settings or Settings(reserve_ticks=1)
         self._core = Raft(node_id, self._settings, rng, store.stored)
         self._driver: Driver[Effect | Answer] = Driver(
             self, self._perform, tick_s=TICK_S, failed=failed, rest=self._core.rest
@@ -125,6 +129,7 @@ class Replica:
         self._flushing = False
         self._is_crowded = False  # more than one proposal came in the last tick that had any
         self._announcing: asyncio.TimerHandle | None = None
+        self._spreading: asyncio.TimerHandle | None = None
         self._unapplied: list[Apply] = []  # a follower's, in order; nothing is performed that could show the lag
         self._applying: asyncio.TimerHandle | None = None
         self._reads: dict[int, asyncio.Future[int]] = {}
@@ -174,8 +179,9 @@ class Replica:
         """Stop, fail what waits, finish writing."""
         await self._driver.stop()
         self.catch_up()
-        if self._announcing is not None:
-            self._announcing.cancel()
+        for timer in (self._announcing, self._spreading):
+            if timer is not None:
+                timer.cancel()
         tasks = {*self._loading, *([self._saving] if self._saving is not None else [])}
         for task in tasks:
             task.cancel()
@@ -277,7 +283,7 @@ class Replica:
 
     def _pass_time(self) -> None:
         # The core may have rested: whatever comes, comes after all time that went by.
-        if due := self.tick():
+        if _clock() - self._ticked >= TICK_S and (due := self.tick()):
             self._run(due)
 
     def advance(self) -> None:
@@ -299,6 +305,7 @@ class Replica:
             return
         self._accepting.append((Batch((b"",), None),))
         self._run(effects)
+        self._spread_soon()
 
     def _flush(self) -> None:
         self._flushing = False
@@ -325,6 +332,7 @@ class Replica:
             return
         self._accepting.append(batches)
         self._run(effects)
+        self._spread_soon()
 
     def _advance(self) -> bytes:
         self._advanced_at = _clock()
@@ -407,6 +415,14 @@ class Replica:
         if self._announcing is None and self.leads:
             self._announcing = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._announce, last)
         self._maybe_snapshot(last)
+
+    def _spread_soon(self) -> None:
+        if self._spreading is None and self._core.is_holding:
+            self._spreading = asyncio.get_running_loop().call_later(SPREAD_S, self._spread)
+
+    def _spread(self) -> None:
+        self._spreading = None
+        self._run(self._core.spread())
 
     def _announce(self, index: int) -> None:
         applied_index = self._core.state.applied_index
@@ -497,8 +513,3 @@ def _told(answer: bytes | clients.Outcome | Advanced) -> Outcome:
     if type(answer) is clients.Each:
         return [each if isinstance(each, bytes) else _CODES[type(each)] for each in answer.outcomes]
     return answer.session if type(answer) is clients.Opened else _CODES[type(answer)]
-
-
-def _clock() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock: leases depend on it."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,7 @@ async def test_a_late_node_gets_a_snapshot_and_then_the_rest(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica_module, "SNAPSHOT_EVERY", 50)
-    monkeypatch.setattr(replica_module, "Settings", lambda: Settings(retained_entries=20))
+    monkeypatch.setattr(replica_module, "Settings", partial(Settings, retained_entries=20))
     await nodes.start("n1", data_dir=tmp_path / "n1")
     writer = nodes["n1"].variables
     await writer.register("t", int, 0)

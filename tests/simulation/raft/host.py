@@ -51,6 +51,7 @@ class Host:
         self.ticker = 0
         self.tick_s = world.tick_s
         self.rests = world.rng.random() < 0.5  # as our driver does; others may tick every tick
+        self.spreads = self.rng.random() < 0.5  # as our driver does; others leave it to the ticks
         self.start()
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -72,6 +73,7 @@ class Host:
         self.next_reader = 0
         self.is_syncing = False
         self.is_snapshotting = False
+        self.is_spreading = False
         self.inbox: list[Callable[[], None]] = []
         self.ticked_at = self.world.clock.now
         self._next_tick(1)
@@ -127,6 +129,13 @@ class Host:
                 self.crash()
                 return
             self._perform(effect)
+        if self.spreads and self.core.is_holding and not self.is_spreading:
+            self.is_spreading = True
+            self._at(self.rng.uniform(0.0005, 0.03), self._spread)
+
+    def _spread(self) -> None:
+        self.is_spreading = False
+        self.run(lambda: self.core.spread())
 
     def do(self, job: Callable[[], None]) -> None:
         if self.is_paused:

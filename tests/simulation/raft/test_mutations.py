@@ -21,6 +21,7 @@ from consensus.raft import (
     messages,
     node,
     reads,
+    reserve,
     roles,
     sessions,
 )
@@ -144,6 +145,10 @@ def commit_what_the_leader_committed(patch: Patch) -> None:
     patch.setitem(node._HANDLERS, messages.Append, receive)
 
 
+def forget_the_reserve(patch: Patch) -> None:
+    patch.setattr(reserve, "spread", lambda _: None)
+
+
 # What a test aims at, where a random history seldom comes to what a rule is for. Beside each: of how many histories it
 # was noticed (without an aim).
 READERS = Aim(pace_s=0.05, founders=3, churns=False, leases=False, think_s=0.005, pack_share=0.0)
@@ -200,6 +205,7 @@ MUTATIONS: dict[Callable[[Patch], None], Aim] = {
     ),
     count_a_minority: Aim(),  # 73 of 100
     commit_what_the_leader_committed: Aim(),  # 40 of 100
+    forget_the_reserve: Aim(settings={"reserve_ticks": 1}),  # 27 of 40 (39 of 100)
 }
 ENOUGH_TO_CATCH = 100
 

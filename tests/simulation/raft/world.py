@@ -77,6 +77,7 @@ class World:
             window_bytes=rng.choice((100, 100_000)),
             chunk_bytes=rng.choice((40, 1000)),
             retained_entries=rng.choice((0, 0, 5)),
+            reserve_ticks=random.Random(f"reserve {seed}").choice((0, 1, 3)),
         )
         self.settings = msgspec.structs.replace(self.settings, **aim.settings)
         self.membership_churns = _aimed(aim.churns, rng.random() < 0.5)
