@@ -359,7 +359,6 @@ class Submission(Generic[C, T]):
                 every.append(results)
         except UNDECODABLE:
             return False
-        self._applied(answer.first_index, [parcel.entry for parcel in parcels])
         drop = self._open.items.pop
         for number, (parcel, results) in enumerate(zip(parcels, every, strict=True)):
             for place, write in enumerate(parcel.writes):
@@ -373,6 +372,12 @@ class Submission(Generic[C, T]):
                     future.set_result(results[place])
                 else:
                     self._commands.settle(future, answer.first_index + number, outcomes[number])  # type: ignore[arg-type]
+        entries = [parcel.entry for parcel in parcels]
+        if len(parcels) == 1 and len(parcels[0].writes) <= FEW:
+            # Who wrote goes on first: what it writes next is on its way while this node's copy takes this in.
+            asyncio.get_running_loop().call_soon(self._applied, answer.first_index, entries)
+        else:
+            self._applied(answer.first_index, entries)
         return True
 
     def _is_open_after(self, write: Write, index: int, outcome: Single) -> bool:

@@ -138,6 +138,23 @@ async def test_one_write_alone_leaves_at_once(asking: Asking) -> None:
     assert asking.commands() == [[b"a"]]
     asking.answer()
     assert await future == b"a"
+    await asyncio.sleep(0)
+    assert asking.applied == [5, 5]
+
+
+async def test_who_wrote_goes_on_before_this_nodes_copy_takes_the_write_in(asking: Asking) -> None:
+    seen: list[list[int]] = []
+
+    async def writer() -> None:
+        await asking.submit(b"a")
+        seen.append(list(asking.applied))
+
+    task = asyncio.create_task(writer())
+    await asking.until_told(1)
+    asking.answer()
+    await task
+    await asyncio.sleep(0)
+    assert seen == [[5]]
     assert asking.applied == [5, 5]
 
 
