@@ -73,13 +73,16 @@ class OwnCommands:
             self._wrote(index, result.version)
         future.set_result(result)
 
-    def results(self, index: int, answer: bytes) -> list[Result]:
+    def results(self, answer: bytes) -> list[Result]:
         """Plain Sets that hold."""
         results: list[Result] = decode_results(answer)  # type: ignore[assignment]  # a list that nobody else has
+        return results
+
+    def settled(self, index: int, results: Sequence[Result]) -> None:
+        """Note how many there were, and the newest version of this node's."""
         self.committed += len(results)
         if results:
             self._wrote(index, results[-1].version)  # type: ignore[union-attr]  # a Written
-        return results
 
     def answers(self, answer: bytes) -> list[bytes]:
         """The answer to each, by that to all."""

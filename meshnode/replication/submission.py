@@ -352,8 +352,8 @@ class Submission(Generic[C, T]):
             return False
         every: list[list[T] | None] = []
         try:
-            for index, (parcel, outcome) in enumerate(zip(parcels, outcomes, strict=True), answer.first_index):
-                results = self._commands.results(index, outcome) if len(parcel.writes) > 1 else None  # type: ignore[arg-type]  # bytes, as just asked
+            for parcel, outcome in zip(parcels, outcomes, strict=True):
+                results = self._commands.results(outcome) if len(parcel.writes) > 1 else None  # type: ignore[arg-type]  # bytes, as just asked
                 if results is not None and len(results) != len(parcel.writes):
                     return False
                 every.append(results)
@@ -361,6 +361,8 @@ class Submission(Generic[C, T]):
             return False
         drop = self._open.items.pop
         for number, (parcel, results) in enumerate(zip(parcels, every, strict=True)):
+            if results is not None:
+                self._commands.settled(answer.first_index + number, results)
             for place, write in enumerate(parcel.writes):
                 drop(write, None)
                 future, client = write.future, write.client

@@ -36,8 +36,12 @@ class Commands(Protocol[C, T]):
         """Give one who wrote what the machine answered at `index`. Raises nothing, whatever the answer is."""
         ...
 
-    def results(self, index: int, answer: bytes) -> list[T]:
-        """What to give each of several, by the one answer to all. Raises what decoding raises."""
+    def results(self, answer: bytes) -> list[T]:
+        """What to give each of several, by the one answer to all; changes nothing. Raises what decoding raises."""
+        ...
+
+    def settled(self, index: int, results: list[T]) -> None:
+        """These, from the answer at `index`, are what those who wrote get now."""
         ...
 
     def answers(self, answer: bytes) -> list[bytes]:

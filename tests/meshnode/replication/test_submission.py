@@ -27,12 +27,13 @@ class Asking:
     def __init__(self) -> None:
         self.told: list[Submit] = []
         self.applied: list[int] = []
+        self.echo = Echo()
         self.has_link = True
         self.asked: list[Propose] = []
         mesh: Any = SimpleNamespace(me=SimpleNamespace(node_id="me"), request=self._request)
         self.submission: Submission[bytes, bytes] = Submission(
             mesh,
-            Echo(),
+            self.echo,
             leader=lambda: LEADER,
             look=self._look,
             heard=lambda _: None,
@@ -86,7 +87,10 @@ class Asking:
 
 
 class Echo:
-    """Commands are bytes, and their own answers."""
+    """Commands are bytes, and their own answers. `settled_results`: of those that were answered together."""
+
+    def __init__(self) -> None:
+        self.settled_results: list[bytes] = []
 
     def size(self, command: bytes) -> int | None:
         return None if command.startswith(b"alone") else len(command)
@@ -101,9 +105,12 @@ class Echo:
         assert index > 0
         future.set_result(answer)
 
-    def results(self, index: int, answer: bytes) -> list[bytes]:
-        assert index > 0
+    def results(self, answer: bytes) -> list[bytes]:
         return self.answers(answer)
+
+    def settled(self, index: int, results: list[bytes]) -> None:
+        assert index > 0
+        self.settled_results += results
 
     def answers(self, answer: bytes) -> list[bytes]:
         return msgspec.msgpack.decode(answer, type=list[bytes])
@@ -285,6 +292,17 @@ async def test_what_went_together_goes_again_each_for_itself(asking: Asking, out
     assert [command_of(entry).sequence for entry in asking.told[0].entries] == [3, 4, 5]
     asking.answer()
     assert await asyncio.gather(*futures) == [b"a", b"b", b"c"]
+
+
+async def test_of_an_answer_that_is_malformed_in_part_nothing_is_counted_twice(asking: Asking) -> None:
+    futures = await pack(asking, b"a", b"b", b"alone", b"c", b"d")
+    first, alone, _ = map(echo, asking.told[0].entries)
+    asking.answer([first, alone, b"\xc1"])
+    await asking.until_told(1)
+    assert list(map(told, asking.told[0].entries)) == [[b"c"], [b"d"]]
+    asking.answer()
+    assert await asyncio.gather(*futures) == [b"a", b"b", b"alone", b"c", b"d"]
+    assert asking.echo.settled_results == []  # each was settled by itself
 
 
 async def test_some_that_went_together_may_be_answered_and_others_not(asking: Asking) -> None:
