@@ -377,10 +377,16 @@ class Submission(Generic[C, T]):
         entries = [parcel.entry for parcel in parcels]
         if len(parcels) == 1 and len(parcels[0].writes) <= FEW:
             # Who wrote goes on first: what it writes next is on its way while this node's copy takes this in.
-            asyncio.get_running_loop().call_soon(self._applied, answer.first_index, entries)
+            asyncio.get_running_loop().call_soon(self._take_in, answer.first_index, entries)
         else:
             self._applied(answer.first_index, entries)
         return True
+
+    def _take_in(self, first_index: int, entries: list[bytes]) -> None:
+        if self._is_due:  # what was written meanwhile is about to leave
+            asyncio.get_running_loop().call_soon(self._take_in, first_index, entries)
+        else:
+            self._applied(first_index, entries)
 
     def _is_open_after(self, write: Write, index: int, outcome: Single) -> bool:
         """Take in the outcome of one try; True if it takes another."""
