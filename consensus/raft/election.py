@@ -94,18 +94,14 @@ def own_vote_durable(state: State) -> None:
 
 
 def receive_pre_vote(state: State, source: str, message: PreVote) -> None:
-    """Yes, if this node would vote so and hears no leader. Promises nothing.
-
-    One whose log lacks some of ours can't win, but shows that it hears no leader either: this node stands itself, now
-    rather than when its own time is up. (After a leader's end, most of its reserve lack something.)
-    """
-    may_help = message.term > state.term and not is_sticky(state)
-    is_behind = not state.log.is_up_to_date(message.last_index, message.last_term)
-    granted = may_help and not is_behind and not goes_first(state, source, message)
+    """Yes, if this node would vote so and hears no leader. Promises nothing and changes nothing."""
+    granted = (
+        message.term > state.term
+        and not is_sticky(state)
+        and state.log.is_up_to_date(message.last_index, message.last_term)
+        and not goes_first(state, source, message)
+    )
     send(state, source, PreVoteReply(message.term if granted else state.term, granted))
-    if may_help and is_behind and state.role is Role.FOLLOWER and may_campaign(state):
-        reset_countdown(state)
-        stand_first(state)
 
 
 def goes_first(state: State, source: str, message: PreVote) -> bool:

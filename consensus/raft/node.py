@@ -102,8 +102,7 @@ Where this differs from the paper
     pre-vote, check-quorum, refusing votes while a leader is heard: always on
     membership changes are joint (§6), from any set of voters to any other, and the second half follows by itself;
       a configuration holds from when it is appended; learners get entries and have no say
-    entries go at once only to as many as make a majority, to the rest up to `reserve_ticks` later (0: to all at once);
-      who is asked for a pre-vote by a shorter log, and hears no leader either, stands itself
+    entries go at once only to as many as make a majority, to the rest up to `reserve_ticks` later (0: to all at once)
     a removed leader hands over with TimeoutNow when its removal is committed
     a node that lost its disk must come back under a new id: an acknowledgement is for ever
     snapshots go in chunks, one at a time; the follower asks for the offset it wants
@@ -216,7 +215,8 @@ class Raft:
         """How many ticks this node can do without, from the last one on, at least 1; they then count in one call.
 
         A driver may sleep so long, if it passes the ticks that went by meanwhile before it does anything else to the
-        core, and ticks in time again after a `RoleChanged`. One that ticks every tick need not ask.
+        core, ticks in time again after a `RoleChanged`, and calls `spread` soon once `is_holding`. One that ticks every
+        tick need not ask.
         """
         return election.rest(self.state)
 

@@ -63,7 +63,7 @@ def announce(state: State, index: int, to: str | None = None) -> None:
             continue
         if peer.commit_sent < index < peer.next_index:
             tell_commit(state, node, peer)
-        elif to is not None:
+        elif to is not None and peer.next_index <= index:
             send_entries(state, node, peer)  # they tell it
 
 

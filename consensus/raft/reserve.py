@@ -27,7 +27,7 @@ def review(state: State) -> None:
         if leadership.progress[node].match_index < index:
             break
     else:
-        if leadership.prompt:
+        if leadership.prompt or leadership.reserve:
             return
     _choose(state, 0)
 

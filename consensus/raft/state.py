@@ -6,6 +6,7 @@
     follower     receiving entries
     snapshots    compacting, streaming, receiving
     replication  sending entries
+    reserve      who gets them at once, and who may wait
     reads        ReadIndex and leases
     transfer     handing leadership over
     membership   changing who votes
@@ -93,7 +94,7 @@ class Leadership:
     waiting_followers: dict[str, int] = field(default_factory=dict)  # its question; one at a time
     asked_reads: Asked | None = None
     handover: Handover | None = None
-    prompt: tuple[str, ...] = ()  # voters that, with this node, make a majority; () while nobody may wait
+    prompt: tuple[str, ...] = ()  # voters that, with this node, make a majority
     reserve: frozenset[str] = frozenset()  # who may wait for entries; see `reserve`
     holding_since: int | None = None  # when the oldest entry was that waits for the reserve
     may_lease: bool = True  # False for good once TimeoutNow was sent: it may arrive at any time

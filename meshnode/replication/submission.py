@@ -383,8 +383,8 @@ class Submission(Generic[C, T]):
         return True
 
     def _take_in(self, first_index: int, entries: list[bytes]) -> None:
-        if self._is_due:  # what was written meanwhile is about to leave
-            asyncio.get_running_loop().call_soon(self._take_in, first_index, entries)
+        if self._is_due:  # what was written meanwhile leaves in the next turn
+            asyncio.get_running_loop().call_soon(self._applied, first_index, entries)
         else:
             self._applied(first_index, entries)
 
