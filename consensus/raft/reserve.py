@@ -23,13 +23,9 @@ def review(state: State) -> None:
     if state.durability.durable_index < index:
         _choose(state, 1)
         return
-    for node in leadership.prompt:
-        if leadership.progress[node].match_index < index:
-            break
-    else:
-        if leadership.prompt or leadership.reserve:
-            return
-    _choose(state, 0)
+    lags = any(leadership.progress[node].match_index < index for node in leadership.prompt)
+    if lags or not (leadership.prompt or leadership.reserve):
+        _choose(state, 0)
 
 
 def relax(state: State) -> None:

@@ -143,6 +143,31 @@ def test_a_learner_may_wait() -> None:
     assert cluster["d"].applied == [b"x", b"y"]
 
 
+def test_the_learner_of_a_lone_voter_gets_what_has_gathered_too() -> None:
+    cluster, a = elected("a")
+    cluster.add("d")
+    a.do(a.core.change_configuration("a", "d"))
+    cluster.settle()
+    cluster.tick(THRIFTY.heartbeat_ticks)
+    cluster.propose("a", b"w")
+    cluster.tick(2)
+    a.take()
+    cluster.propose("a", b"x")
+    cluster.propose("a", b"y")
+    assert entries_to(a.take()) == {}
+    a.do(a.core.spread())
+    assert entries_to(a.take()) == {"d": [b"x", b"y"]}
+
+
+def test_one_of_the_reserve_that_was_told_of_a_commit_goes_on_waiting_for_what_follows_it() -> None:
+    cluster, a = elected("abc")
+    cluster.propose("a", b"x")
+    assert a.core.is_holding
+    a.take()
+    a.do(a.core.announce(a.core.commit_index, "c"))
+    assert entries_to(a.take()) == {}
+
+
 def test_leadership_can_be_handed_to_one_of_the_reserve() -> None:
     cluster, a = elected("abc")
     cluster.propose("a", b"x")

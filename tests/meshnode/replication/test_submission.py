@@ -165,6 +165,17 @@ async def test_who_wrote_goes_on_before_this_nodes_copy_takes_the_write_in(askin
     assert asking.applied == [5, 5]
 
 
+async def test_a_write_is_taken_in_soon_though_others_are_written_in_every_turn(asking: Asking) -> None:
+    first = asking.submit(b"a")
+    asking.answer()
+    assert await first == b"a"
+    asking.submit(b"on its way")
+    for number in range(3):
+        asking.submit(b"%d" % number)
+        await asyncio.sleep(0)
+    assert asking.applied == [5, 5]
+
+
 async def test_what_comes_while_few_are_on_their_way_goes_together(asking: Asking) -> None:
     first, *others = [asking.submit(b"%d" % number) for number in range(4)]
     await asyncio.sleep(0)
